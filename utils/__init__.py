@@ -1,0 +1,1 @@
+"""Everything around the model: configuration, losses, metrics, checkpoints, training and pictures."""
