@@ -1,0 +1,158 @@
+"""The two public functions: checks, choice of a backend, and the call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ops.reference import ms_deform_attn_fused_torch, ms_deform_attn_torch
+
+Backend = Literal["auto", "cpu", "cuda", "torch"]
+SpatialShapes = Sequence[tuple[int, int]] | Tensor
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, *LOW_PRECISION)
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: SpatialShapes,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Multi-scale deformable attention (Deformable DETR, equation 2).
+
+    Args:
+        value: (N, L, M, D) features of all levels, one level after another, row by row; float32, float64, bfloat16 or
+            float16.
+        spatial_shapes: (height, width) of every level, tuples or an integer tensor (levels, 2); their areas sum to L.
+            A tensor on a GPU is read back on every call: pass tuples there.
+        sampling_locations: (N, Q, M, levels, points, 2), x then y; 0 and 1 are the outer edges of a level, outside is
+            zero.
+        attention_weights: (N, Q, M, levels, points).
+        backend: "auto" takes the compiled kernel of the tensors' device where there is one, else "torch".
+
+    Returns:
+        (N, Q, M * D) in the dtype of `value`. Sums are float32 (float64 for float64). With bfloat16 or float16 values
+        the locations and weights are taken in float32.
+
+    Raises:
+        ValueError: shapes or devices that do not fit.
+        TypeError: dtypes that do not fit.
+        RuntimeError: a backend asked for by name that is not available.
+    """
+    shapes = _as_tuples(spatial_shapes)
+    _check_value(value, shapes)
+    _check_samples(value, shapes, sampling_locations, attention_weights, ("sampling_locations", "attention_weights"))
+    locations, weights = _to_work_dtype(value, sampling_locations), _to_work_dtype(value, attention_weights)
+    _resolve(backend, value)
+    return ms_deform_attn_torch(value, shapes, locations, weights)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: SpatialShapes,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    backend: Backend = "auto",
+) -> Tensor:
+    """`ms_deform_attn` from what the module's projections give: raw offsets and logits.
+
+    The weights are the softmax of the logits over levels and points; a location is reference point + offset / (width,
+    height) of its level. The compiled kernels do both inside, forward and backward.
+
+    Args:
+        value: (N, L, M, D).
+        spatial_shapes: (height, width) of every level.
+        reference_points: (Q, 2), (Q, levels, 2) or (N, Q, levels, 2), x then y, in [0, 1].
+        sampling_offsets: (N, Q, M, levels, points, 2) in pixels of each level.
+        attention_logits: (N, Q, M, levels, points).
+        backend: as for `ms_deform_attn`.
+
+    Returns:
+        (N, Q, M * D) in the dtype of `value`.
+
+    Raises:
+        ValueError: shapes or devices that do not fit.
+        TypeError: dtypes that do not fit.
+        RuntimeError: a backend asked for by name that is not available.
+    """
+    shapes = _as_tuples(spatial_shapes)
+    _check_value(value, shapes)
+    _check_samples(value, shapes, sampling_offsets, attention_logits, ("sampling_offsets", "attention_logits"))
+    reference = _to_work_dtype(value, _expand_reference(reference_points, sampling_offsets))
+    offsets, logits = _to_work_dtype(value, sampling_offsets), _to_work_dtype(value, attention_logits)
+    _resolve(backend, value)
+    return ms_deform_attn_fused_torch(value, shapes, reference, offsets, logits)
+
+
+def _as_tuples(spatial_shapes: SpatialShapes) -> tuple[tuple[int, int], ...]:
+    rows = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
+    try:
+        shapes = tuple((height, width) for height, width in rows)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"spatial_shapes must hold (height, width) pairs, got {spatial_shapes!r}") from error
+    if not shapes or any(height < 1 or width < 1 for height, width in shapes):
+        raise ValueError(f"spatial_shapes needs at least one level, each at least 1 x 1, got {shapes}")
+    return shapes
+
+
+def _check_value(value: Tensor, shapes: tuple[tuple[int, int], ...]) -> None:
+    if value.dim() != 4 or value.shape[2] < 1 or value.shape[3] < 1:
+        raise ValueError(f"value must be (N, L, M, D) with M, D >= 1, got {tuple(value.shape)}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"value must be float32, float64, bfloat16 or float16, got {value.dtype}")
+    area = sum(height * width for height, width in shapes)
+    if value.shape[1] != area:
+        raise ValueError(f"value has L = {value.shape[1]} rows, but spatial_shapes {shapes} add up to {area}")
+
+
+def _check_samples(
+    value: Tensor, shapes: tuple[tuple[int, int], ...], points: Tensor, weights: Tensor, names: tuple[str, str]
+) -> None:
+    head = (value.shape[0], points.shape[1] if points.dim() == 6 else -1, value.shape[2], len(shapes))
+    if points.dim() != 6 or points.shape[4] < 1 or tuple(points.shape) != (*head, points.shape[4], 2):
+        raise ValueError(
+            f"{names[0]} must be (N, Q, M, levels, points, 2) with N = {head[0]}, M = {head[2]} of value and "
+            f"levels = {head[3]} of spatial_shapes, got {tuple(points.shape)}"
+        )
+    if weights.shape != points.shape[:-1]:
+        raise ValueError(
+            f"{names[1]} must have the shape {tuple(points.shape[:-1])} of {names[0]} without its last axis, "
+            f"got {tuple(weights.shape)}"
+        )
+    for name, tensor in zip(names, (points, weights), strict=True):
+        if tensor.device != value.device:
+            raise ValueError(f"{name} is on {tensor.device}, value on {value.device}: move them to one device")
+        if tensor.dtype != value.dtype and not (value.dtype in LOW_PRECISION and tensor.dtype == torch.float32):
+            raise TypeError(
+                f"{name} is {tensor.dtype}, value {value.dtype}: it must be the same, or float32 beside a "
+                f"bfloat16 or float16 value"
+            )
+
+
+def _expand_reference(reference: Tensor, offsets: Tensor) -> Tensor:
+    batch, queries, levels = offsets.shape[0], offsets.shape[1], offsets.shape[3]
+    fits = {2: (queries, 2), 3: (queries, levels, 2), 4: (batch, queries, levels, 2)}
+    if reference.dim() not in fits or tuple(reference.shape) != fits[reference.dim()]:
+        known = ", ".join(str(shape) for shape in fits.values())
+        raise ValueError(f"reference_points must have one of the shapes {known}, got {tuple(reference.shape)}")
+    if reference.device != offsets.device:
+        raise ValueError(f"reference_points is on {reference.device}, sampling_offsets on {offsets.device}")
+    if reference.dim() == 2:
+        return reference[None, :, None]  # (1, Q, 1, 2)
+    return reference[None] if reference.dim() == 3 else reference
+
+
+def _to_work_dtype(value: Tensor, tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32 if value.dtype in LOW_PRECISION else value.dtype)
+
+
+def _resolve(backend: Backend, value: Tensor) -> str:
+    if backend not in ("auto", "torch"):
+        raise RuntimeError(f"the {backend} backend is not available")
+    return "torch"
