@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Everything that has to hold before a change lands: set-up, lint, format, types, the CUDA kernel, the tests.
+# Arguments go to pytest: bash scripts/check.sh -k metrics
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/setup.sh
+source scripts/setup.sh
+
+step() { printf '\n== %s\n' "$1"; }
+
+step "ruff check"
+"$MODAT_PYTHON" -m ruff check .
+step "ruff format"
+"$MODAT_PYTHON" -m ruff format --check .
+step "mypy"
+"$MODAT_PYTHON" -m mypy
+step "CUDA kernel"
+if command -v nvcc >/dev/null 2>&1 || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+    "$MODAT_PYTHON" -m ops --compile-cuda
+else
+    echo "no nvcc on this machine: the kernel is not compiled"
+fi
+step "pytest"
+# Two processes with one thread each beat one process with two threads: most tests are small.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}"
+"$MODAT_PYTHON" -m pytest -n "${MODAT_TEST_WORKERS:-2}" "$@"
