@@ -1,0 +1,38 @@
+"""Data sets in AVSBench's layouts, the audio front end, and the Lightning data module."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dataloader.base import AudioVisualDataset, Clip
+from dataloader.binary import MS3Dataset, S4Dataset
+from dataloader.data_module import AVSDataModule, ClipBatchSampler
+from dataloader.semantic import V2Dataset
+from utils.registry import DATASETS, build
+
+
+def build_dataset(cfg: Mapping[str, Any], *, where: str = "dataset", **extra: Any) -> AudioVisualDataset:
+    """The data set that one split's config describes.
+
+    Args:
+        cfg: `type` and constructor arguments, as in `cfg.dataset.train`.
+        where: the dictionary's place in the config, for messages.
+        **extra: further constructor arguments; they win over the config's.
+
+    Raises:
+        ConfigError: an unknown type or key.
+        DataError: the table is missing, broken, or has no clip of the split.
+    """
+    dataset: AudioVisualDataset = build(DATASETS, {**cfg, **extra}, where=where)
+    return dataset
+
+
+__all__ = [
+    "AVSDataModule",
+    "AudioVisualDataset",
+    "Clip",
+    "ClipBatchSampler",
+    "MS3Dataset",
+    "S4Dataset",
+    "V2Dataset",
+    "build_dataset",
+]

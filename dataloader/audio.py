@@ -1,0 +1,255 @@
+"""From a sound file to VGGish's log-mel windows: one (1, 96, 64) picture of 0.96 s for each video frame.
+
+The front end is that of VGGish (Hershey et al., "CNN architectures for large-scale audio classification", ICASSP 2017):
+25 ms periodic Hann windows every 10 ms, magnitude spectrum, 64 mel bands, logarithm, patches of 96 frames.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import resampy
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.compliance.kaldi import get_mel_banks
+
+from utils.errors import DataError
+
+SAMPLE_RATE = 16_000  # Hz
+WINDOW_LENGTH = 400  # samples, 25 ms
+HOP_LENGTH = 160  # samples, 10 ms
+FFT_LENGTH = 512
+MEL_BINS = 64
+MEL_RANGE = (125.0, 7500.0)  # Hz
+LOG_OFFSET = 0.01
+PATCH_FRAMES = 96
+PATCH_SHAPE = (1, PATCH_FRAMES, MEL_BINS)
+MAX_SECONDS = 60.0
+MAX_CHANNELS = 16
+_CACHE_VERSION = "vggish-1"  # part of every cache key: change it when the numbers change
+
+
+def log_mel(waveform: npt.ArrayLike | Tensor, sample_rate: int) -> Tensor:
+    """VGGish's input for a wave form.
+
+    Args:
+        waveform: (samples,) or (samples, channels), floating point in [-1, 1] or int16; channels are averaged.
+        sample_rate: in Hz; anything but 16 kHz is resampled (resampy, kaiser_best, as VGGish does).
+
+    Returns:
+        (n, 1, 96, 64) float32, n = whole 0.96 s patches; a partial patch at the end is dropped.
+
+    Raises:
+        ValueError: the wave form has more than two axes, or the rate is not positive.
+    """
+    samples = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
+    if samples.ndim not in (1, 2):
+        raise ValueError(f"a wave form is (samples,) or (samples, channels), got shape {samples.shape}")
+    if sample_rate <= 0:
+        raise ValueError(f"sample_rate must be positive, got {sample_rate}")
+    samples = samples.astype(np.float64) / 32768.0 if samples.dtype == np.int16 else samples.astype(np.float64)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    if sample_rate != SAMPLE_RATE and len(samples):
+        samples = resampy.resample(samples, sample_rate, SAMPLE_RATE, filter="kaiser_best")
+    signal = torch.from_numpy(np.ascontiguousarray(samples))
+    if len(signal) < samples_for_patches(1):
+        return torch.zeros(0, *PATCH_SHAPE)
+    frames = signal.unfold(0, WINDOW_LENGTH, HOP_LENGTH)  # (frames, WINDOW_LENGTH)
+    window = torch.hann_window(WINDOW_LENGTH, periodic=True, dtype=torch.float64)
+    magnitude = torch.fft.rfft(frames * window, n=FFT_LENGTH).abs()  # (frames, FFT_LENGTH / 2 + 1)
+    mel = torch.log(magnitude[:, : FFT_LENGTH // 2] @ _mel_weights() + LOG_OFFSET)  # (frames, MEL_BINS)
+    patches = len(mel) // PATCH_FRAMES
+    return mel[: patches * PATCH_FRAMES].reshape(patches, *PATCH_SHAPE).float()
+
+
+def samples_for_patches(patches: int) -> int:
+    """Samples at 16 kHz that give exactly `patches` whole log-mel patches, and no spare one."""
+    return (patches * PATCH_FRAMES - 1) * HOP_LENGTH + WINDOW_LENGTH if patches else 0
+
+
+def read_wave(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> tuple[npt.NDArray[np.int16], int]:
+    """Read a sound file whole, once its header has been found believable.
+
+    Args:
+        path: a file that libsndfile reads (wav, flac, ogg).
+        max_seconds: longest sound that is read.
+
+    Returns:
+        (samples, channels) int16, and the sample rate in Hz.
+
+    Raises:
+        DataError: the file is missing, unreadable, empty, truncated, or says that it is longer than `max_seconds`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"the sound {path} is missing.")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, announced, channels = file.samplerate, file.frames, file.channels
+            if rate < 1 or not 1 <= channels <= MAX_CHANNELS:
+                raise DataError(f"the sound {path} has {channels} channels at {rate} Hz, which is no usable sound.")
+            size = path.stat().st_size
+            seconds = max(announced / rate, 0.0)
+            if seconds > max_seconds or _riff_bytes(path) > max(64, 4 * size):
+                raise DataError(
+                    f"the sound {path} says that it lasts {_duration(path, rate, seconds)}, more than the "
+                    f"{max_seconds:g} s that are allowed: cut it, or raise max_seconds."
+                )
+            samples = file.read(dtype="int16", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, RuntimeError, ValueError, TypeError) as error:
+        raise DataError(f"the sound {path} cannot be read ({_reason(error)}): replace it.") from error
+    if len(samples) == 0:
+        raise DataError(f"the sound {path} is empty.")
+    if len(samples) < announced:
+        raise DataError(f"the sound {path} is truncated: {len(samples)} of {announced} samples are there.")
+    return samples, rate
+
+
+def wave_log_mel(path: str | Path, *, patches: int, max_seconds: float = MAX_SECONDS) -> Tensor:
+    """Log-mel of a sound file, for a clip that needs `patches` windows.
+
+    A sound that ends within the last second or so of the clip is completed with silence; recordings are seldom cut to
+    the sample.
+
+    Returns:
+        (patches, 1, 96, 64) float32.
+
+    Raises:
+        DataError: the file cannot be read, or is more than one window too short.
+    """
+    samples, rate = read_wave(path, max_seconds=max_seconds)
+    needed = -(-samples_for_patches(patches) * rate // SAMPLE_RATE) + 1  # + 1: resampling rounds the length down
+    missing = needed - len(samples)
+    if missing > rate:
+        raise DataError(
+            f"the sound {path} lasts {len(samples) / rate:.2f} s, but {patches} frames need {needed / rate:.2f} s."
+        )
+    if missing > 0:
+        samples = np.pad(samples, ((0, missing), (0, 0)))
+    return log_mel(samples, rate)[:patches]
+
+
+def check_log_mel(value: Tensor, path: str | Path, *, patches: int) -> Tensor:
+    """The first `patches` windows of a stored log-mel, as float32 (patches, 1, 96, 64).
+
+    Raises:
+        DataError: another shape or type, fewer windows, or numbers that are not finite.
+    """
+    if value.ndim != 4 or tuple(value.shape[1:]) != PATCH_SHAPE or len(value) < patches:
+        raise DataError(
+            f"the log-mel {path} has shape {tuple(value.shape)}, expected ({patches}, 1, {PATCH_FRAMES}, {MEL_BINS})."
+        )
+    if not value.is_floating_point():
+        raise DataError(f"the log-mel {path} holds {value.dtype}, expected floating-point numbers.")
+    value = value.detach()[:patches].to(torch.float32, copy=True).contiguous()
+    if not bool(torch.isfinite(value).all()):
+        raise DataError(f"the log-mel {path} holds numbers that are not finite.")
+    return value
+
+
+class LogMelCache:
+    """Computed log-mels on disk, keyed by the sound file's path, size and time of change.
+
+    A folder that cannot be written never fails a run: the last `memory_clips` results are then kept in memory.
+
+    Args:
+        folder: where the files go; None keeps them in memory only.
+        memory_clips: how many clips are remembered without a folder (0.1 MB each for 5 frames).
+    """
+
+    def __init__(self, folder: str | Path | None, *, memory_clips: int = 2048) -> None:
+        """See the class."""
+        self.folder = Path(folder) if folder is not None else None
+        self.memory_clips = memory_clips
+        self._memory: OrderedDict[str, Tensor] = OrderedDict()
+
+    def get(self, path: str | Path, *, patches: int, max_seconds: float = MAX_SECONDS) -> Tensor:
+        """`wave_log_mel(path, ...)`, from the cache where it holds the same file."""
+        path = Path(path)
+        key = self._key(path, patches)
+        if key in self._memory:
+            self._memory.move_to_end(key)
+            return self._memory[key].clone()
+        stored = self._load(key, patches)
+        if stored is not None:
+            return stored
+        value = wave_log_mel(path, patches=patches, max_seconds=max_seconds)
+        if not self._store(key, value):
+            self._memory[key] = value.clone()
+            while len(self._memory) > self.memory_clips:
+                self._memory.popitem(last=False)
+        return value
+
+    def _key(self, path: Path, patches: int) -> str:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"the sound {path} is missing.") from error
+        text = f"{_CACHE_VERSION}|{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{patches}"
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+    def _load(self, key: str, patches: int) -> Tensor | None:
+        if self.folder is None:
+            return None
+        try:
+            array = np.load(self.folder / f"{key}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None  # absent, or cut short by a crash of the machine: computed again
+        if array.dtype != np.float32 or array.shape != (patches, *PATCH_SHAPE):
+            return None
+        return torch.from_numpy(array)
+
+    def _store(self, key: str, value: Tensor) -> bool:
+        if self.folder is None:
+            return False
+        temporary: str | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, value.numpy(), allow_pickle=False)
+            os.replace(temporary, self.folder / f"{key}.npy")
+        except OSError:  # read-only or full
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+            return False
+        return True
+
+
+@functools.cache
+def _mel_weights() -> Tensor:
+    """(FFT_LENGTH / 2, MEL_BINS) float64: triangles linear in mel, without a row for the highest bin."""
+    low, high = MEL_RANGE
+    banks, _ = get_mel_banks(MEL_BINS, FFT_LENGTH, float(SAMPLE_RATE), low, high, 0.0, 0.0, 1.0)  # (MEL_BINS, 256)
+    weights = banks.to(torch.float64).T.contiguous()
+    weights[0] = 0.0  # VGGish leaves the DC bin out
+    return weights
+
+
+def _riff_bytes(path: Path) -> int:
+    """Bytes of sound that a RIFF header announces, 0 for any other file; libsndfile trims this to what is there."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return 0
+    at = head.find(b"data", 12)
+    announced = int.from_bytes(head[at + 4 : at + 8], "little") if 0 <= at <= len(head) - 8 else 0
+    return 0 if announced == 0xFFFFFFFF else announced  # all ones: a stream of unknown length, as ffmpeg pipes write
+
+
+def _duration(path: Path, rate: int, seconds: float) -> str:
+    announced = max(seconds, _riff_bytes(path) / (2 * rate))
+    return f"{announced:,.0f} s" if announced < 86_400 else f"{announced / 86_400:,.1f} days"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

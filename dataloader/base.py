@@ -1,0 +1,199 @@
+"""What the three data sets share: clips of frames, masks and one sound, turned into the tensors of an item.
+
+Notation: T frames a clip, H W pixels.
+"""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dataloader.audio import MAX_SECONDS, LogMelCache, check_log_mel
+from dataloader.pickles import read_tensor
+from dataloader.pictures import Placement, normalise, read_frame
+from dataloader.tables import Row, inside
+from utils.errors import ConfigError, DataError
+
+AUDIO_SOURCES = ("auto", "wav", "log_mel")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Where a clip lies on disk, and which of its frames have a label.
+
+    `frames` are the real frames (at most T; the rest of the item is padding); `masks` belong to the first of them.
+    """
+
+    name: str
+    frames: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    wav: Path
+    log_mel: Path
+    row: Row
+
+
+class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
+    """Items of `frames_per_clip` frames with their sound and masks.
+
+    A data set says where its clips lie (`clips`, `roots`) and how one mask is read (`read_mask`).
+
+    An item is a dictionary:
+        frames: (T, 3, H, W) float32, normalised by ImageNet's mean and deviation; padding is zero.
+        log_mel: (T, 1, 96, 64) float32; padding is zero.
+        masks: (T, H, W) uint8 class numbers, 0 = background; frames without label are zero.
+        gt_temporal_mask_flag: (T,) float32, 1 = the frame has a label.
+        vid_temporal_mask_flag: (T,) float32, 1 = a real frame, 0 = padding.
+        name: the clip's name.
+
+    Args:
+        split: of the table, 'train', 'val' or 'test'.
+        img_size: (height, width) of the items, pixels.
+        batch_size: clips a batch, for the data module.
+        frames_per_clip: T.
+        audio: 'auto' (the stored log-mel where it lies, else the wave file), 'wav' or 'log_mel'.
+        cache_dir: where log-mels computed from wave files are kept.
+        crop: resize the shorter side and take the centre, instead of stretching.
+        flip: mirror each training clip with probability 1/2, drawn from (seed, epoch, clip).
+        seed: of the mirror.
+        max_seconds: longest sound that is read.
+    """
+
+    task: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        img_size: Sequence[int],
+        batch_size: int,
+        frames_per_clip: int,
+        audio: str,
+        cache_dir: str | Path | None,
+        crop: bool,
+        flip: bool,
+        seed: int,
+        max_seconds: float,
+    ) -> None:
+        """See the class."""
+        if audio not in AUDIO_SOURCES:
+            raise ConfigError(f"{type(self).__name__}: audio={audio!r}, expected one of {', '.join(AUDIO_SOURCES)}.")
+        for key, value in (("batch_size", batch_size), ("frames_per_clip", frames_per_clip)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{type(self).__name__}: {key}={value!r}, expected a whole number above zero.")
+        height, width = check_size(type(self).__name__, "img_size", img_size)
+        self.split = split
+        self.img_size = (height, width)
+        self.batch_size = batch_size
+        self.frames_per_clip = frames_per_clip
+        self.audio = audio
+        self.max_seconds = max_seconds
+        self.flip = flip
+        self.seed = seed
+        self.placement = Placement(height, width, crop=crop)
+        self.cache = LogMelCache(cache_dir)
+        self.num_classes = 1
+        self.classes: list[str] = ["background", "sounding object"]
+        self.clips: list[Clip] = []
+        # Shared with the loader's workers, which live longer than an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_() if flip else torch.zeros((), dtype=torch.int64)
+
+    @abc.abstractmethod
+    def read_mask(self, path: Path) -> npt.NDArray[np.uint8]:
+        """Class numbers (H, W) uint8 of one mask file."""
+
+    @abc.abstractmethod
+    def roots(self) -> dict[str, Path]:
+        """The resolved folders that the files named by the table may not leave: 'frames', 'masks', 'wav', 'log_mel'."""
+
+    def __len__(self) -> int:
+        """Clips of the split."""
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read one clip from disk.
+
+        Raises:
+            DataError: a file of it is missing, broken or unsafe; the message names the file and the table's line.
+        """
+        clip = self.clips[index]
+        try:
+            item = self.read_clip(clip)
+        except DataError as error:
+            if clip.row.place in str(error):
+                raise
+            raise DataError(f"{clip.row.place}: {error}") from error
+        if self.flip and self._mirrored(index):
+            item["frames"], item["masks"] = item["frames"].flip(-1), item["masks"].flip(-1)
+        return item
+
+    def read_clip(self, clip: Clip) -> dict[str, Any]:
+        """The item of a clip, never mirrored."""
+        height, width = self.img_size
+        roots = self.roots()
+        real, labelled = len(clip.frames), len(clip.masks)
+        pixels = np.stack(
+            [read_frame(inside(roots["frames"], path, clip.row.place), self.placement) for path in clip.frames]
+        )
+        frames = torch.zeros(self.frames_per_clip, 3, height, width)
+        frames[:real] = normalise(pixels)
+        masks = torch.zeros(self.frames_per_clip, height, width, dtype=torch.uint8)
+        for position, path in enumerate(clip.masks):
+            mask = self.read_mask(inside(roots["masks"], path, clip.row.place))
+            masks[position] = torch.from_numpy(np.ascontiguousarray(mask))
+        log_mel = torch.zeros(self.frames_per_clip, 1, 96, 64)
+        log_mel[:real] = self.read_log_mel(clip)
+        return {
+            "frames": frames,
+            "log_mel": log_mel,
+            "masks": masks,
+            "gt_temporal_mask_flag": _flag(labelled, self.frames_per_clip),
+            "vid_temporal_mask_flag": _flag(real, self.frames_per_clip),
+            "name": clip.name,
+        }
+
+    def read_log_mel(self, clip: Clip) -> Tensor:
+        """Log-mel of a clip's real frames, (len(clip.frames), 1, 96, 64) float32, by the source that `audio` names."""
+        patches = len(clip.frames)
+        if self.uses_log_mel_file(clip):
+            path = inside(self.roots()["log_mel"], clip.log_mel, clip.row.place)
+            return check_log_mel(read_tensor(path), path, patches=patches)
+        if self.audio == "auto" and not clip.wav.is_file():
+            raise DataError(f"{clip.row.place}: the sound is missing, both {clip.log_mel} and {clip.wav}.")
+        path = inside(self.roots()["wav"], clip.wav, clip.row.place)
+        return self.cache.get(path, patches=patches, max_seconds=self.max_seconds)
+
+    def uses_log_mel_file(self, clip: Clip) -> bool:
+        """Whether the clip's sound is read from its `.pkl` instead of its `.wav`."""
+        return self.audio == "log_mel" or (self.audio == "auto" and clip.log_mel.is_file())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose mirrors are drawn; workers that are already running follow."""
+        self._epoch.fill_(epoch)
+
+    def _mirrored(self, index: int) -> bool:
+        return bool(np.random.default_rng((self.seed, int(self._epoch), index)).random() < 0.5)
+
+
+def check_size(owner: str, key: str, value: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a config's value.
+
+    Raises:
+        ConfigError: it is not a pair of positive whole numbers.
+    """
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(type(n) is int and n > 0 for n in value):
+        raise ConfigError(f"{owner}: {key}={value!r}, expected (height, width) in pixels.")
+    return value[0], value[1]
+
+
+def _flag(ones: int, length: int) -> Tensor:
+    return (torch.arange(length) < ones).to(torch.float32)
+
+
+__all__ = ["AUDIO_SOURCES", "MAX_SECONDS", "AudioVisualDataset", "Clip", "check_size"]

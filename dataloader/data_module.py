@@ -1,0 +1,216 @@
+"""Loaders for training, validation and test whose order is a function of the seed and the epoch alone."""
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from utils.registry import DATASETS, build
+
+if TYPE_CHECKING:
+    from dataloader.base import AudioVisualDataset
+
+
+class ClipBatchSampler(Sampler[list[int]]):
+    """Batches of clip numbers for one of several processes, the same for the same seed and epoch.
+
+    In training, `world_size` processes with batch `b` see together exactly the batches that one process with batch
+    `world_size * b` sees; clips are repeated only where the last batch would leave a process without one. In evaluation
+    the batches are those of a single process, dealt out in turn, and nothing is repeated: sums over all processes count
+    every clip once, and figures that depend on the batch stay what they are.
+
+    Args:
+        clips: in the split.
+        batch_size: clips a batch and process.
+        shuffle: training (drawn anew each epoch) or evaluation (in order).
+        seed: of the order.
+        drop_last: leave out an incomplete last batch.
+        rank: of this process.
+        world_size: processes.
+    """
+
+    def __init__(
+        self,
+        clips: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """See the class."""
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"batch_size={batch_size}, rank={rank}, world_size={world_size} do not fit together")
+        self.clips = clips
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._skip = 0
+
+    @property
+    def sampler(self) -> "ClipBatchSampler":
+        """Itself: Lightning looks here for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is drawn."""
+        self.epoch = epoch
+
+    def skip(self, batches: int) -> None:
+        """Start the next iteration, and only that, after `batches` batches: how a run goes on within an epoch.
+
+        The length stays that of the whole epoch.
+        """
+        self._skip = batches
+
+    def __len__(self) -> int:
+        """Batches of this process in a whole epoch."""
+        return len(self._batches())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Batches of clip numbers."""
+        batches = self._batches()[self._skip :]
+        self._skip = 0
+        yield from batches
+
+    def order(self) -> list[int]:
+        """All clips in the order of this epoch, before they are dealt out."""
+        if not self.shuffle:
+            return list(range(self.clips))
+        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        return torch.randperm(self.clips, generator=generator).tolist()
+
+    def _batches(self) -> list[list[int]]:
+        order = self.order()
+        if not self.shuffle:
+            batches = [order[start : start + self.batch_size] for start in range(0, self.clips, self.batch_size)]
+            if self.drop_last and batches and len(batches[-1]) < self.batch_size:
+                batches.pop()
+            return batches[self.rank :: self.world_size]
+        whole = self.batch_size * self.world_size
+        if self.drop_last:
+            order = order[: len(order) // whole * whole]
+        short = -len(order) % self.world_size
+        order += (order * self.world_size)[:short]
+        return [order[start : start + whole][self.rank :: self.world_size] for start in range(0, len(order), whole)]
+
+
+class AVSDataModule(lightning.LightningDataModule):
+    """The data sets of `cfg.dataset` and their loaders.
+
+    Reads `process.num_works` (workers), `process.seed` and `process.drop_last` (training). Give the Trainer
+    `use_distributed_sampler=False`: the loaders deal out their clips themselves.
+
+    Args:
+        cfg: a loaded config.
+        overrides: constructor arguments for all splits' data sets, for example `{'audio': 'wav'}`.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = None) -> None:
+        """See the class."""
+        super().__init__()
+        process = cfg["process"]
+        self.splits: Mapping[str, Any] = cfg["dataset"]
+        self.overrides = dict(overrides or {})
+        self.num_workers = int(process.get("num_works", 0))
+        self.seed = int(process.get("seed", 0) or 0)
+        self.drop_last = bool(process.get("drop_last", False))
+        self._datasets: dict[str, AudioVisualDataset] = {}
+
+    def dataset(self, split: str) -> "AudioVisualDataset":
+        """The data set of 'train', 'val' or 'test', built on first use.
+
+        Raises:
+            ConfigError: the config describes no such data set, or describes it wrongly.
+            DataError: its table is missing, broken, or has no clip of the split.
+        """
+        if split not in self._datasets:
+            self._datasets[split] = build(
+                DATASETS, self.splits.get(split), where=f"dataset.{split}", **self.overrides, seed=self.seed
+            )
+        return self._datasets[split]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build what a stage needs, so that a wrong path is known before anything runs."""
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage or "", ()):
+            self.dataset(split)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Shuffled anew each epoch."""
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """In the table's order."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """In the table's order."""
+        return self.loader("test")
+
+    def loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
+        """A loader for a split; batches are items with a leading axis of clips, `name` a list.
+
+        Args:
+            split: 'train', 'val' or 'test'.
+            shuffle: as training does, or in order.
+        """
+        dataset = self.dataset(split)
+        rank, world_size = self._place()
+        batches = _EpochBatches(
+            dataset,
+            dataset.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            drop_last=self.drop_last and shuffle,
+            rank=rank,
+            world_size=world_size,
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_seed_worker,
+            generator=torch.Generator().manual_seed(_mix(self.seed, 1)),
+        )
+
+    def _place(self) -> tuple[int, int]:
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        return 0, 1
+
+
+class _EpochBatches(ClipBatchSampler):
+    """Tells the data set the epoch too, for what it draws itself."""
+
+    def __init__(self, dataset: "AudioVisualDataset", batch_size: int, **options: Any) -> None:
+        super().__init__(len(dataset), batch_size, **options)
+        self.dataset = dataset
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+
+
+def _seed_worker(worker: int) -> None:
+    """Python's and numpy's generators of a worker, from the seed that torch gave it; one thread a worker."""
+    seed = torch.initial_seed() % 2**32
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.set_num_threads(1)
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """One 63-bit seed of two numbers, without the overlap of seed + epoch."""
+    return int(np.random.SeedSequence((seed % 2**64, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))

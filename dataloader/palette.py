@@ -1,0 +1,88 @@
+"""The colours of AVSS label pictures, and classes read from them by a lookup table."""
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+
+_UNKNOWN = 255
+MAX_CLASSES = 255
+
+
+@functools.cache
+def palette(num_classes: int = 71) -> npt.NDArray[np.uint8]:
+    """Pascal VOC's colour map, which AVSS uses: (num_classes, 3) uint8, class 0 (background) black.
+
+    Bit k of the class number, counted in threes, sets bit 7 - k // 3 of red, green or blue.
+
+    Raises:
+        ValueError: more classes than one byte can tell from 'unknown'.
+    """
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise ValueError(f"a label picture holds 1 to {MAX_CLASSES} classes, got {num_classes}")
+    classes = np.arange(num_classes)
+    colours = np.zeros((num_classes, 3), np.uint8)
+    for bit in range(8):
+        colours[:, bit % 3] |= (((classes >> bit) & 1) << (7 - bit // 3)).astype(np.uint8)
+    colours.setflags(write=False)
+    return colours
+
+
+def decode(colours: npt.NDArray[np.uint8], num_classes: int = 71) -> npt.NDArray[np.uint8]:
+    """Classes of a label picture.
+
+    Args:
+        colours: (H, W, 3) uint8.
+        num_classes: how many colours of the palette may occur.
+
+    Returns:
+        (H, W) uint8 class numbers.
+
+    Raises:
+        UnknownColourError: a pixel has another colour.
+    """
+    classes = _table(num_classes)[_pack(colours)]
+    if classes.max(initial=0) == _UNKNOWN:
+        row, column = np.argwhere(classes == _UNKNOWN)[0]
+        red, green, blue = (int(value) for value in colours[row, column])
+        raise UnknownColourError((red, green, blue), (int(row), int(column)))
+    return classes
+
+
+def encode(classes: npt.NDArray[np.uint8], num_classes: int = 71) -> npt.NDArray[np.uint8]:
+    """Label picture (..., 3) uint8 of class numbers (...)."""
+    return palette(num_classes)[classes]
+
+
+def decode_by_comparison(colours: npt.NDArray[np.uint8], num_classes: int = 71) -> npt.NDArray[np.uint8]:
+    """The literal definition that `decode` replaces, one comparison a class: for tests and the benchmark."""
+    classes = np.full(colours.shape[:2], _UNKNOWN, np.uint8)
+    for number, colour in enumerate(palette(num_classes)):
+        classes[(colours == colour).all(axis=-1)] = number
+    return classes
+
+
+class UnknownColourError(ValueError):
+    """A label picture has a colour outside the palette."""
+
+    def __init__(self, colour: tuple[int, int, int], position: tuple[int, int]) -> None:
+        """Colour as (red, green, blue), position as (row, column)."""
+        self.colour = colour
+        self.position = position
+        super().__init__(f"colour {colour} at row {position[0]}, column {position[1]} is not in the palette")
+
+
+def _pack(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
+    packed = colours[..., 0].astype(np.intp)
+    for channel in (1, 2):
+        packed <<= 8
+        packed |= colours[..., channel]
+    return packed
+
+
+@functools.cache
+def _table(num_classes: int) -> npt.NDArray[np.uint8]:
+    """(2^24,) uint8: the class of every colour there is, 16 MB."""
+    table = np.full(1 << 24, _UNKNOWN, np.uint8)
+    table[_pack(palette(num_classes))] = np.arange(num_classes, dtype=np.uint8)
+    return table

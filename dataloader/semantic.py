@@ -1,0 +1,145 @@
+"""AVSBench's semantic layout (avss): what sounds where, in 71 classes, for clips of 5 and 10 seconds."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dataloader.base import MAX_SECONDS, AudioVisualDataset, Clip, check_size
+from dataloader.palette import MAX_CLASSES
+from dataloader.pictures import read_colour_mask
+from dataloader.tables import Row, component, read_table
+from utils.errors import ConfigError, DataError
+from utils.registry import DATASETS
+
+# label of the table -> (real frames, labelled frames)
+SUBSETS = {"v1s": (5, 1), "v1m": (5, 5), "v2": (10, 10)}
+
+
+@DATASETS.register_module()
+class V2Dataset(AudioVisualDataset):
+    """AVSS: `{label}/{uid}/{frames/{0..}.jpg, labels_rgb/{0..}.png, audio.wav|audio.pkl}`, padded to `mask_num` frames.
+
+    Args:
+        split: 'train', 'val' or 'test'.
+        meta_csv_path: the table (uid, split, label); lines with another label than v1s, v1m, v2 are no clips.
+        label_idx_path: JSON from class name to class number.
+        dir_base: root of the data.
+        num_class: classes, background included.
+        mask_num: T; 5-second clips are padded to it.
+        img_size: (height, width) of the items where nothing is cropped, pixels.
+        crop_img_and_mask: True: items are `crop_size` square, cut from the centre in training, stretched elsewhere.
+        crop_size: side, pixels.
+        resize_pred_mask: whether saved predictions are resized; read by the test script.
+        save_pred_mask_img_size: (height, width) of saved predictions; read by the test script.
+        batch_size: clips a batch.
+        audio: 'auto', 'wav' or 'log_mel'.
+        cache_dir: for computed log-mels; None = `log_mel_cache` in `dir_base`.
+        flip: mirror training clips at random.
+        seed: of the mirror.
+        max_seconds: longest sound that is read.
+    """
+
+    task: ClassVar[str] = "avss"
+
+    def __init__(
+        self,
+        split: str,
+        meta_csv_path: str,
+        label_idx_path: str,
+        dir_base: str,
+        num_class: int = 71,
+        mask_num: int = 10,
+        img_size: Sequence[int] = (224, 224),
+        crop_img_and_mask: bool = True,
+        crop_size: int = 224,
+        resize_pred_mask: bool = True,
+        save_pred_mask_img_size: Sequence[int] = (360, 240),
+        batch_size: int = 1,
+        audio: str = "auto",
+        cache_dir: str | None = None,
+        flip: bool = False,
+        seed: int = 0,
+        max_seconds: float = MAX_SECONDS,
+    ) -> None:
+        """See the class."""
+        if not 2 <= num_class <= MAX_CLASSES:
+            raise ConfigError(f"V2Dataset: num_class={num_class}, expected 2 to {MAX_CLASSES}.")
+        super().__init__(
+            split=split,
+            img_size=(crop_size, crop_size) if crop_img_and_mask else img_size,
+            batch_size=batch_size,
+            frames_per_clip=mask_num,
+            audio=audio,
+            cache_dir=cache_dir if cache_dir is not None else Path(dir_base) / "log_mel_cache",
+            crop=crop_img_and_mask and split == "train",
+            flip=flip,
+            seed=seed,
+            max_seconds=max_seconds,
+        )
+        self.resize_pred_mask = resize_pred_mask
+        self.save_pred_mask_img_size = check_size("V2Dataset", "save_pred_mask_img_size", save_pred_mask_img_size)
+        self.num_classes = num_class
+        self.classes = read_classes(label_idx_path, num_class)
+        self.meta_csv_path = Path(meta_csv_path)
+        self.dir_base = Path(dir_base)
+        self._root = self.dir_base.resolve()
+        rows = read_table(self.meta_csv_path, ("uid", "split", "label"))
+        known = [row for row in rows if row["label"] in SUBSETS]
+        self.clips = [self._clip(row) for row in known if row["split"] == split]
+        if not self.clips:
+            labels = sorted({row["label"] for row in rows})
+            splits = sorted({row["split"] for row in known})
+            raise DataError(
+                f"{self.meta_csv_path} has no clip of the split {split!r} with the label {', '.join(SUBSETS)}; "
+                f"it has the splits {', '.join(splits) or '-'} and the labels {', '.join(labels[:8]) or '-'}."
+            )
+
+    def roots(self) -> dict[str, Path]:
+        """See the base class."""
+        return dict.fromkeys(("frames", "masks", "wav", "log_mel"), self._root)
+
+    def read_mask(self, path: Path) -> npt.NDArray[np.uint8]:
+        """See the base class."""
+        return read_colour_mask(path, self.placement, self.num_classes)
+
+    def _clip(self, row: Row) -> Clip:
+        folder = self.dir_base / component(row, "label") / component(row, "uid")
+        real, labelled = (min(count, self.frames_per_clip) for count in SUBSETS[row["label"]])
+        return Clip(
+            name=row["uid"],
+            frames=tuple(folder / "frames" / f"{number}.jpg" for number in range(real)),
+            masks=tuple(folder / "labels_rgb" / f"{number}.png" for number in range(labelled)),
+            wav=folder / "audio.wav",
+            log_mel=folder / "audio.pkl",
+            row=row,
+        )
+
+
+def read_classes(path: str | Path, num_classes: int) -> list[str]:
+    """Class names in the order of their numbers; a number without a name is called 'class N'.
+
+    Raises:
+        DataError: the file is missing, is not a JSON object from names to numbers, or numbers repeat or are too large.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"the class list {path} is missing.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"the class list {path} is not readable JSON ({error}).") from error
+    if not isinstance(table, dict) or not all(type(number) is int for number in table.values()):
+        raise DataError(f"the class list {path} must be a JSON object from class names to numbers.")
+    names = [f"class {number}" for number in range(num_classes)]
+    taken: set[int] = set()
+    for name, number in table.items():
+        if not 0 <= number < num_classes:
+            raise DataError(f"the class list {path} gives {name!r} the number {number}, but num_class={num_classes}.")
+        if number in taken:
+            raise DataError(f"the class list {path} gives the number {number} to {names[number]!r} and to {name!r}.")
+        taken.add(number)
+        names[number] = name
+    return names

@@ -1,0 +1,118 @@
+"""The CSV files that name a data set's clips, and paths made from what they say."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: its cells by column, and where it stands."""
+
+    cells: Mapping[str, str]
+    line: int
+    table: Path
+
+    def __getitem__(self, column: str) -> str:
+        return self.cells[column]
+
+    @property
+    def place(self) -> str:
+        """'file.csv line 12', for messages."""
+        return f"{self.table} line {self.line}"
+
+
+def read_table(path: str | Path, columns: Sequence[str | tuple[str, ...]]) -> list[Row]:
+    """All lines of a CSV file.
+
+    Args:
+        path: the file, UTF-8.
+        columns: the names that must be in its first line; a tuple gives equally good names for one column, which the
+            rows then have under the first of them.
+
+    Raises:
+        DataError: the file is missing, is no text, lacks a column, or a line lacks a cell of these columns.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            names = _find_columns(path, [name.strip() for name in reader.fieldnames or []], columns)
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            rows = []
+            for cells in reader:
+                values = {wanted: (cells[found] or "").strip() for wanted, found in names.items()}
+                empty = [names[wanted] for wanted, value in values.items() if not value]
+                if empty:
+                    raise DataError(f"{path} line {reader.line_num} has nothing in the column {', '.join(empty)}.")
+                rows.append(Row(values, reader.line_num, path))
+    except FileNotFoundError as error:
+        raise DataError(f"the table {path} is missing: check the path, or make the data first.") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"the table {path} cannot be read as UTF-8 CSV ({error}).") from error
+    return rows
+
+
+def rows_of_split(rows: Iterable[Row], split: str, path: str | Path) -> list[Row]:
+    """The rows whose `split` is this one.
+
+    Raises:
+        DataError: there are none; the message counts the splits that there are.
+    """
+    rows = list(rows)
+    chosen = [row for row in rows if row["split"] == split]
+    if not chosen:
+        counts: dict[str, int] = {}
+        for row in rows:
+            counts[row["split"]] = counts.get(row["split"], 0) + 1
+        there = ", ".join(f"{name!r} ({count})" for name, count in sorted(counts.items())[:8]) or "no lines at all"
+        raise DataError(f"{path} has no clip of the split {split!r}; it has {there}.")
+    return chosen
+
+
+def component(row: Row, column: str) -> str:
+    """A cell that becomes part of a path: one folder or file name, nothing else.
+
+    Raises:
+        DataError: the cell could lead elsewhere (`..`, a slash, an absolute path, a NUL).
+    """
+    value = row[column]
+    if value in (".", "..") or any(character in value for character in "/\\\0") or len(value) > 255:
+        raise DataError(f"{row.place}: {column}={value!r} is not a plain file name, so it is refused.")
+    return value
+
+
+def inside(root: Path, path: Path, place: str = "") -> Path:
+    """`path`, once it is sure that its links end within `root`.
+
+    Args:
+        root: the folder of the data, itself resolved.
+        path: the file.
+        place: the line of the CSV, for the message.
+
+    Raises:
+        DataError: it points outside, or in a circle.
+    """
+    try:
+        resolved = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{place or 'a path'}: {path} cannot be followed ({error}).") from error
+    if not resolved.is_relative_to(root):
+        raise DataError(f"{place or 'a path'}: {path} leads to {resolved}, outside the data in {root}; it is refused.")
+    return path
+
+
+def _find_columns(path: Path, there: Sequence[str], columns: Sequence[str | tuple[str, ...]]) -> dict[str, str]:
+    found = {}
+    for column in columns:
+        names = (column,) if isinstance(column, str) else column
+        match = next((name for name in names if name in there), None)
+        if match is None:
+            raise DataError(
+                f"{path} has no column '{' or '.join(names)}'; its first line has: {', '.join(there) or '-'}."
+            )
+        found[names[0]] = match
+    return found
