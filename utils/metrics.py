@@ -1,0 +1,296 @@
+"""AVSBench's scores as torchmetrics: what several processes add up is what one process would have counted.
+
+Every metric takes logits and labels of N frames, and optionally `frame_flag` (N,): frames flagged 0 count nowhere. Give it
+the frames that are real (avss pads short clips) and, where a distributed sampler repeats clips to fill up, 0 for the
+repeated ones.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+BETA2 = 0.3
+NUM_THRESHOLDS = 255
+
+
+def pr_thresholds(device: torch.device | None = None) -> Tensor:
+    """AVSBench's 255 thresholds, evenly from 0 to 1 (1 - 1e-10 is 1 in float32): (255,) float32."""
+    return torch.linspace(0, 1 - 1e-10, NUM_THRESHOLDS, device=device)
+
+
+def f_beta(precision: Tensor, recall: Tensor, beta2: float = BETA2) -> Tensor:
+    """Weighted harmonic mean of precision and recall, 0 where both are 0 (or where one is not defined)."""
+    return ((1 + beta2) * precision * recall / (beta2 * precision + recall)).nan_to_num(0.0)
+
+
+def frame_f_curves(probability: Tensor, target: Tensor) -> Tensor:
+    """F of every frame at each of the 255 thresholds, from one histogram a frame.
+
+    A pixel counts as object at every threshold up to its probability, so the numbers of predicted and of rightly
+    predicted pixels at all thresholds are the cumulative sums of two histograms over the thresholds' intervals.
+
+    Args:
+        probability: (N, H, W) float32 in [0, 1].
+        target: (N, H, W) bool.
+
+    Returns:
+        (N, 255) float64; 0 for a frame without object.
+    """
+    n = len(probability)
+    thresholds = pr_thresholds(probability.device)
+    bins = NUM_THRESHOLDS + 1
+    bucket = _thresholds_reached(probability.flatten(), thresholds).view(n, -1)  # (N, H*W), 0..255
+    rows = torch.arange(n, device=bucket.device, dtype=bucket.dtype)[:, None]
+    index = (rows * 2 + target.flatten(1)) * bins + bucket
+    histogram = torch.bincount(index.flatten(), minlength=n * 2 * bins).view(n, 2, bins)  # background, object
+    reached = histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:].double()  # pixels whose probability >= threshold
+    true_positive, predicted = reached[:, 1], reached.sum(1)
+    objects = histogram[:, 1].sum(-1, keepdim=True).double()
+    return f_beta((true_positive / predicted).nan_to_num(0.0), (true_positive / objects).nan_to_num(0.0))
+
+
+def _thresholds_reached(probability: Tensor, thresholds: Tensor) -> Tensor:
+    """How many thresholds each of (P,) probabilities reaches, int32, 0 for NaN: searchsorted, by arithmetic.
+
+    The thresholds are evenly spaced but rounded, so the quotient is right to one place; two comparisons settle it.
+    """
+    last = len(thresholds) - 1
+    guess = (probability.nan_to_num(-1.0) * last).to(torch.int32).clamp_(0, last)
+    next_threshold = torch.cat([thresholds[1:], thresholds.new_full((1,), torch.inf)])
+    reached = guess + (probability >= thresholds.index_select(0, guess)).to(torch.int32)
+    return reached + (probability >= next_threshold.index_select(0, guess)).to(torch.int32)
+
+
+class MaskIoU(Metric):
+    """Mean over frames of the intersection over union of object masks (s4, ms3).
+
+    A pixel is object where its probability is above 0.5. A frame without object scores the share of pixels rightly left
+    empty.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+    iou_sum: Tensor
+    frames: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("iou_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("frames", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor, frame_flag: Tensor | None = None) -> None:
+        """Add frames.
+
+        Args:
+            logits: (N, 1, H, W), any float dtype.
+            target: (N, H, W), non-zero = object.
+            frame_flag: (N,), 0 = do not count this frame.
+        """
+        logits, target = _binary(logits, target, frame_flag)
+        predicted = logits.float().sigmoid() > 0.5
+        intersection = (predicted & target).sum((1, 2))
+        union = (predicted | target).sum((1, 2))
+        pixels = target[0].numel() if len(target) else 1
+        # Without object the union is what was predicted, so the rest was rightly left empty.
+        with_object = target.flatten(1).any(1)
+        iou = torch.where(with_object, intersection / union.double(), (pixels - union) / float(pixels))
+        self.iou_sum += iou.sum(dtype=torch.float64)
+        self.frames += len(iou)
+
+    def compute(self) -> Tensor:
+        """mIoU, a scalar in [0, 1]; NaN when no frame was counted."""
+        return (self.iou_sum / self.frames).float()
+
+
+class FScore(Metric):
+    """Maximal F (beta^2 = 0.3) over 255 thresholds of the frames' mean F curve (s4, ms3), counted in two ways.
+
+    Frames without object are left out. The maximum is taken after the mean, so it depends on which frames are averaged:
+    AVSBench takes it in each batch and then averages the batches, and the figure changes with the batch size (published:
+    batches of 2 clips in data-set order). `f_score` has one curve for the whole set and does not.
+
+    A batch is what one `update` is given, unless `batch_index` says otherwise: several processes, or another batch size,
+    give AVSBench's figure all the same when each frame's batch is `clip_index // 2`.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+    batches: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("batches", [], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        super().reset()
+        # One row a batch: index, frames with object, sum of their curves. A first empty block gives a process without
+        # frames the same type and shape to exchange as the others.
+        self.batches.append(torch.zeros(0, 2 + NUM_THRESHOLDS, dtype=torch.float64, device=self.device))
+
+    def update(
+        self, logits: Tensor, target: Tensor, frame_flag: Tensor | None = None, batch_index: Tensor | None = None
+    ) -> None:
+        """Add frames.
+
+        Args:
+            logits: (N, 1, H, W), any float dtype.
+            target: (N, H, W), non-zero = object.
+            frame_flag: (N,), 0 = do not count this frame.
+            batch_index: (N,) integers from 0, the batch each frame is counted in; the same number in another update
+                or process is the same batch. Default: these N frames are one batch.
+        """
+        if batch_index is None:
+            index = torch.full((len(logits),), -1, device=logits.device)  # -1: merged with no other
+        else:
+            if tuple(batch_index.shape) != (len(logits),):
+                raise ValueError(f"batch_index of shape {tuple(batch_index.shape)} does not fit {len(logits)} frames")
+            index = batch_index.to(logits.device)
+        if frame_flag is not None:
+            index = index[frame_flag.to(index.device) != 0]
+        logits, target = _binary(logits, target, frame_flag)
+        if len(logits) == 0:
+            return
+        curves = frame_f_curves(logits.float().sigmoid(), target)
+        with_object = target.flatten(1).any(1).double()
+        numbers, row = index.unique(return_inverse=True)
+        block = curves.new_zeros(len(numbers), 2 + NUM_THRESHOLDS)
+        block[:, 0] = numbers
+        block[:, 1:].index_add_(0, row, torch.cat([with_object[:, None], curves * with_object[:, None]], 1))
+        self.batches.append(block)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`f_score` of the whole set and `f_score_per_batch`, AVSBench's mean over batches: scalars in [0, 1].
+
+        A batch whose frames are all without object counts as 0 in AVSBench's mean, as published. NaN when nothing was
+        counted.
+        """
+        batches = dim_zero_cat(self.batches)
+        index, batches = batches[:, 0], batches[:, 1:]
+        numbers, row = index[index >= 0].unique(return_inverse=True)
+        merged = batches.new_zeros(len(numbers), batches.shape[1]).index_add_(0, row, batches[index >= 0])
+        batches = torch.cat([batches[index < 0], merged])
+        if not len(batches):
+            nan = torch.full((), torch.nan, device=batches.device)
+            return {"f_score": nan, "f_score_per_batch": nan.clone()}
+        whole = batches.sum(0)
+        per_batch = (batches[:, 1:] / batches[:, :1].clamp(min=1)).amax(1)
+        return {
+            "f_score": (whole[1:] / whole[0].clamp(min=1)).max().float(),
+            "f_score_per_batch": per_batch.mean().float(),
+        }
+
+
+class SemanticScores(Metric):
+    """IoU and F (beta^2 = 0.3) a class, averaged over the frames that have the class in prediction or label (avss).
+
+    Class 0 is background. AVSBench's published evaluation gives it every frame, the padded ones of short clips included
+    (right by construction, as their logits and labels are empty): no `frame_flag` gives that figure, `frame_flag =
+    vid_temporal_mask_flag` the one over real frames. They differ in class 0 alone.
+
+    Args:
+        num_classes: K, background included.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+    iou_sum: Tensor
+    f_sum: Tensor
+    frames: Tensor
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if num_classes < 2:
+            raise ValueError(f"{num_classes} classes: background and at least one more are needed")
+        self.num_classes = num_classes
+        self.add_state("iou_sum", torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("f_sum", torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("frames", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor, frame_flag: Tensor | None = None) -> None:
+        """Add frames.
+
+        Args:
+            logits: (N, K, H, W), any float dtype.
+            target: (N, H, W) class ids.
+            frame_flag: (N,), 0 = do not count this frame.
+
+        Raises:
+            ValueError: shapes that do not belong together, or a label outside 0..K-1.
+        """
+        if logits.ndim != 4 or logits.shape[1] != self.num_classes:
+            raise ValueError(f"logits of shape {tuple(logits.shape)}, expected (N, {self.num_classes}, H, W)")
+        logits, target = _flagged(logits, target, frame_flag)
+        n, k = logits.shape[:2]
+        if n == 0:
+            return
+        first = torch.arange(n, device=logits.device)[:, None] * k
+        label = target.long().flatten(1)
+        if int(label.min()) < 0 or int(label.max()) >= k:
+            raise ValueError(f"labels go from {int(label.min())} to {int(label.max())}, the classes from 0 to {k - 1}")
+        predicted = first + logits.argmax(1).flatten(1)  # (N, H*W): a number for each class of each frame
+        label = first + label
+
+        def pixels(index: Tensor) -> Tensor:
+            return torch.bincount(index.flatten(), minlength=n * k).view(n, k).double()
+
+        intersection = pixels(label[predicted == label])
+        in_prediction, in_label = pixels(predicted), pixels(label)
+        union = in_prediction + in_label - intersection
+        self.iou_sum += (intersection / union).nan_to_num(0.0).sum(0)
+        self.f_sum += f_beta(intersection / in_prediction, intersection / in_label).sum(0)
+        self.frames += (union > 0).sum(0)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scores in [0, 1].
+
+        Returns:
+            `miou` and `f_score`: mean over classes, those that no frame has as 0. `miou_foreground` and
+            `f_score_foreground`: without class 0, the background. `miou_published_no_background` and
+            `f_score_published_no_background`: AVSBench's figure of that name, which drops the *last* class instead.
+            `iou_per_class` and `f_per_class`: (K,). `frames_per_class`: (K,) int64, what each was averaged over.
+        """
+        frames = self.frames.clamp(min=1)
+        iou, f = (self.iou_sum / frames).float(), (self.f_sum / frames).float()
+        return {
+            "miou": iou.mean(),
+            "f_score": f.mean(),
+            "miou_foreground": iou[1:].mean(),
+            "f_score_foreground": f[1:].mean(),
+            "miou_published_no_background": iou[:-1].mean(),
+            "f_score_published_no_background": f[:-1].mean(),
+            "iou_per_class": iou,
+            "f_per_class": f,
+            "frames_per_class": self.frames.clone(),
+        }
+
+
+def _flagged(logits: Tensor, target: Tensor, frame_flag: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The frames to count, after checking that logits (N, K, H, W), target (N, H, W) and flag (N,) belong together."""
+    if target.ndim == 4 and target.shape[1] == 1:
+        target = target.squeeze(1)
+    if target.shape != (len(logits), *logits.shape[2:]):
+        raise ValueError(f"target of shape {tuple(target.shape)} does not fit logits {tuple(logits.shape)}")
+    target = target.to(logits.device)
+    logits = logits.detach()
+    if frame_flag is None:
+        return logits, target
+    if frame_flag.shape != (len(logits),):
+        raise ValueError(f"frame_flag of shape {tuple(frame_flag.shape)} does not fit {len(logits)} frames")
+    counted = frame_flag.to(logits.device) != 0
+    return logits[counted], target[counted]
+
+
+def _binary(logits: Tensor, target: Tensor, frame_flag: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits (N, H, W) and bool target (N, H, W) of the frames to count."""
+    if logits.ndim != 4 or logits.shape[1] != 1:
+        raise ValueError(f"logits of shape {tuple(logits.shape)}, expected (N, 1, H, W)")
+    logits, target = _flagged(logits, target, frame_flag)
+    return logits.squeeze(1), target != 0
