@@ -135,9 +135,10 @@ class AVSDataModule(lightning.LightningDataModule):
             DataError: its table is missing, broken, or has no clip of the split.
         """
         if split not in self._datasets:
-            self._datasets[split] = build(
-                DATASETS, self.splits.get(split), where=f"dataset.{split}", **self.overrides, seed=self.seed
-            )
+            cfg = self.splits.get(split)
+            merged = {**cfg, **self.overrides} if isinstance(cfg, Mapping) else cfg
+            seed = {} if isinstance(cfg, Mapping) and "seed" in cfg else {"seed": self.seed}
+            self._datasets[split] = build(DATASETS, merged, where=f"dataset.{split}", **seed)
         return self._datasets[split]
 
     def setup(self, stage: str | None = None) -> None:

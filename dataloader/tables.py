@@ -17,6 +17,7 @@ class Row:
     table: Path
 
     def __getitem__(self, column: str) -> str:
+        """The cell of a column."""
         return self.cells[column]
 
     @property
@@ -111,8 +112,7 @@ def _find_columns(path: Path, there: Sequence[str], columns: Sequence[str | tupl
         names = (column,) if isinstance(column, str) else column
         match = next((name for name in names if name in there), None)
         if match is None:
-            raise DataError(
-                f"{path} has no column '{' or '.join(names)}'; its first line has: {', '.join(there) or '-'}."
-            )
+            wanted = "' or '".join(names)
+            raise DataError(f"{path} has no column '{wanted}'; its first line has: {', '.join(there) or 'nothing'}.")
         found[names[0]] = match
     return found
