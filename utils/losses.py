@@ -1,4 +1,4 @@
-"""What training minimises: one criterion for s4, ms3 and avss, told apart by the number of classes and the label flags."""
+"""What training minimises: one criterion for s4, ms3 and avss, which differ in classes and labelled frames alone."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
@@ -54,10 +54,10 @@ def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
 class SegmentationLoss(nn.Module):
     """Mask loss + mix loss + balance loss, over the frames that have a label.
 
-    With one class, the mask loss is dice or binary cross entropy of the logits, and the mix loss is the same of the fused
-    mask feature's channel mean. With more classes they are cross entropy, and dice of that mean against 'any class but
-    background'. Each is a mean over frames weighted by their label flag: the first frame of a clip in s4, all in ms3,
-    and in avss as many as the clip has.
+    With one class, the mask loss is dice or binary cross entropy of the logits, and the mix loss is the same of the
+    fused mask feature's channel mean. With more classes they are cross entropy, and dice of that mean against 'any class
+    but background'. Each is a mean over frames weighted by their label flag: the first frame of a clip in s4, all in
+    ms3, and in avss as many as the clip has.
 
     In training under `torch.distributed` the flags' sum is the mean over the processes, so that averaged gradients are
     those of one process holding all clips, also where clips differ in labelled frames. In evaluation (`eval()`) nothing
@@ -94,8 +94,8 @@ class SegmentationLoss(nn.Module):
             gt_temporal_mask_flag: (N,), 1 = the frame has a label. Default: all have.
 
         Returns:
-            Scalars `iou_loss`, `mix_loss`, `balance_loss`, weights applied, and `total`, their sum. Without any labelled
-            frame the first two are 0.
+            Scalars `iou_loss`, `mix_loss`, `balance_loss`, weights applied, and `total`, their sum. Without any
+            labelled frame the first two are 0.
 
         Raises:
             ValueError: shapes that do not belong together.
@@ -107,7 +107,7 @@ class SegmentationLoss(nn.Module):
 
         logits, mask_feature = out.logits, out.mask_feature
         if gt_temporal_mask_flag is not None:
-            # Frames without label are most of s4 and avss: leaving them out saves their share of a (N, K, H, W) softmax.
+            # Most frames of s4 and avss have no label: leaving them out saves their share of a (N, K, H, W) softmax.
             labelled = flag.nonzero().squeeze(1)
             if len(labelled) < len(flag):
                 logits, mask_feature, masks, flag = (x[labelled] for x in (logits, mask_feature, masks, flag))

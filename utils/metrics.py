@@ -1,8 +1,7 @@
 """AVSBench's scores as torchmetrics: what several processes add up is what one process would have counted.
 
-Every metric takes logits and labels of N frames, and optionally `frame_flag` (N,): frames flagged 0 count nowhere. Give it
-the frames that are real (avss pads short clips) and, where a distributed sampler repeats clips to fill up, 0 for the
-repeated ones.
+Every metric takes logits and labels of N frames, and optionally `frame_flag` (N,): frames flagged 0 count nowhere. Flag
+the padded frames of short avss clips, and clips that a distributed sampler repeats to fill up.
 """
 
 from typing import Any
@@ -110,11 +109,11 @@ class FScore(Metric):
     """Maximal F (beta^2 = 0.3) over 255 thresholds of the frames' mean F curve (s4, ms3), counted in two ways.
 
     Frames without object are left out. The maximum is taken after the mean, so it depends on which frames are averaged:
-    AVSBench takes it in each batch and then averages the batches, and the figure changes with the batch size (published:
-    batches of 2 clips in data-set order). `f_score` has one curve for the whole set and does not.
+    AVSBench takes it in each batch and then averages the batches, and the figure changes with the batch size
+    (published: batches of 2 clips in data-set order). `f_score` has one curve for the whole set and does not.
 
-    A batch is what one `update` is given, unless `batch_index` says otherwise: several processes, or another batch size,
-    give AVSBench's figure all the same when each frame's batch is `clip_index // 2`.
+    A batch is what one `update` is given, unless `batch_index` says otherwise: several processes, or another batch
+    size, give AVSBench's figure all the same when each frame's batch is `clip_index // 2`.
     """
 
     full_state_update = False
