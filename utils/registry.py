@@ -21,6 +21,7 @@ QUERY_GENERATORS = Registry("query generator", scope="modat", locations=["model"
 AV_FUSIONS = Registry("early audio-visual fusion", scope="modat", locations=["model"])
 FUSIONS = Registry("fusion block", scope="modat", locations=["model"])
 TRANSFORMERS = Registry("transformer", scope="modat", locations=["model"])
+TRANSFORMER_LAYERS = Registry("transformer layer", scope="modat", locations=["model"])
 POSITIONAL_ENCODINGS = Registry("positional encoding", scope="modat", locations=["model"])
 DATASETS = Registry("data set", scope="modat", locations=["dataloader"])
 

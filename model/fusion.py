@@ -1,0 +1,149 @@
+"""Fusion blocks: the sound changes the mask feature, before queries are compared with it.
+
+A fusion block is a module registered in FUSIONS with `forward(mask_feature (N, C, H, W), audio_tokens (N, A, C)) ->
+FusionOutput`. To add one, write it in a file of this package and name it in a config.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.moe import ChannelExperts, MixtureOfExperts, SecondChoice, SpatialExperts, Top2Router
+from model.position import SinePositionalEncoding
+from utils.registry import FUSIONS
+
+
+class FusionOutput(NamedTuple):
+    """The fused mask feature (N, C, H, W) and the scalar balance loss of the block (0 where it has none)."""
+
+    feature: Tensor
+    aux_loss: Tensor
+
+
+@FUSIONS.register_module()
+class CrossModalMixer(nn.Module):
+    """Channel attention of AVSegFormer: the sound attends to all pixels, and the answer gates the channels.
+
+    Args:
+        embed_dim: C.
+        num_heads: h, attention heads.
+        qkv_bias: whether queries, keys and values have biases.
+        dropout: of the gates before the sigmoid, in training.
+    """
+
+    def __init__(
+        self, embed_dim: int = 256, num_heads: int = 8, qkv_bias: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
+        self.kv_proj = nn.Linear(embed_dim, 2 * embed_dim, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, mask_feature: Tensor, audio_tokens: Tensor) -> FusionOutput:
+        """Mask feature (N, C, H, W) and audio tokens (N, A, C) -> gated mask feature."""
+        audio = audio_tokens.mean(dim=1, keepdim=True)
+        tokens = mask_feature.flatten(2).transpose(1, 2)  # (N, H * W, C)
+        query, key, value = (
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x in (self.q_proj(audio), *self.kv_proj(tokens).chunk(2, dim=-1))
+        )
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (N, 1, C)
+        gate = torch.sigmoid(self.dropout(self.proj(attended)))
+        return FusionOutput(mask_feature * gate.transpose(1, 2)[..., None], mask_feature.new_zeros(()))
+
+
+@FUSIONS.register_module()
+class CSA(nn.Module):
+    """Dual-attention mixture of experts of MoDAT: channel experts and spatial experts, weighed per pixel.
+
+    Args:
+        embed_dim: C.
+        num_heads: attention heads of an expert.
+        num_experts: E, of each kind.
+        branches: 'both', or 'channel' or 'spatial' alone.
+        dropout: see ChannelExperts and SpatialExperts.
+        second_policy_train: see moe.SecondChoice.
+        second_policy_eval: the same in evaluation.
+        second_threshold_train: see moe.SecondChoice.
+        second_threshold_eval: the same in evaluation.
+        capacity_factor_train: see moe.SecondChoice.
+        capacity_factor_eval: the same in evaluation.
+        loss_coef: weight of the balance loss.
+        audio_tokens: see SpatialExperts.
+        pad_capacity: see ChannelExperts.
+        seed: of the 'random' policy in evaluation.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        num_experts: int = 16,
+        branches: str = "both",
+        dropout: float = 0.4,
+        second_policy_train: str = "random",
+        second_policy_eval: str = "random",
+        second_threshold_train: float = 0.2,
+        second_threshold_eval: float = 0.2,
+        capacity_factor_train: float = 1.0,
+        capacity_factor_eval: float = 2.0,
+        loss_coef: float = 0.01,
+        audio_tokens: str = "mean",
+        pad_capacity: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if branches not in ("both", "channel", "spatial"):
+            raise ValueError(f"branches is 'both', 'channel' or 'spatial', got {branches!r}")
+        if num_experts < 1:
+            raise ValueError(f"num_experts={num_experts} must be at least 1")
+        train = SecondChoice(second_policy_train, second_threshold_train, capacity_factor_train)
+        evaluation = SecondChoice(second_policy_eval, second_threshold_eval, capacity_factor_eval)
+
+        def mixture(experts: nn.Module) -> MixtureOfExperts:
+            router = Top2Router(
+                embed_dim, num_experts, train=train, evaluation=evaluation, balance_coef=loss_coef, seed=seed
+            )
+            return MixtureOfExperts(router, experts)
+
+        self.position = SinePositionalEncoding(embed_dim // 2)
+        self.channel = self.spatial = None
+        if branches in ("both", "channel"):
+            self.channel = mixture(
+                ChannelExperts(
+                    embed_dim, num_experts, num_heads=num_heads, dropout=dropout, pad_capacity=pad_capacity
+                )
+            )
+        if branches in ("both", "spatial"):
+            self.spatial = mixture(
+                SpatialExperts(
+                    embed_dim, num_experts, num_heads=num_heads, dropout=dropout, audio_tokens=audio_tokens
+                )
+            )
+        # scores of the channel branch, then of the spatial one
+        self.branch_score = nn.Linear(2 * embed_dim, 2) if branches == "both" else None
+
+    def forward(self, mask_feature: Tensor, audio_tokens: Tensor) -> FusionOutput:
+        """Mask feature (N, C, H, W) and audio tokens (N, A, C) -> fused feature (N, C, H, W), balance loss."""
+        height, width = mask_feature.shape[-2:]
+        tokens = mask_feature.flatten(2).transpose(1, 2)  # (N, H * W, C)
+        tokens = tokens + self.position(height, width, tokens.device).to(tokens.dtype)
+        outputs, balances = zip(
+            *(branch(tokens, audio_tokens) for branch in (self.channel, self.spatial) if branch is not None),
+            strict=True,
+        )
+        fused = outputs[0]
+        if self.branch_score is not None:
+            share = self._channel_share(*outputs)
+            fused = torch.lerp(outputs[1], outputs[0], share.to(fused.dtype))
+        return FusionOutput(fused.transpose(1, 2).unflatten(2, (height, width)), torch.stack(balances).mean())
+
+    def _channel_share(self, channel: Tensor, spatial: Tensor) -> Tensor:
+        """Weight (N, H * W, 1) of the channel branch against the spatial one: softmax of two scores is a sigmoid."""
+        weight, bias = self.branch_score.weight, self.branch_score.bias  # (2, 2 * C), (2,)
+        of_channel, of_spatial = (weight[:1] - weight[1:]).chunk(2, dim=1)
+        return torch.sigmoid(F.linear(channel, of_channel, bias[:1] - bias[1:]) + F.linear(spatial, of_spatial))

@@ -1,0 +1,98 @@
+"""From memory and queries to masks: the pixel decoder and the mask predictor."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class PixelDecoder(nn.Module):
+    """The mask feature: the finest level of the memory, enlarged, on top of the backbone's finest map.
+
+    Args:
+        embed_dim: C.
+        num_groups: of the group normalisations.
+    """
+
+    def __init__(self, embed_dim: int, num_groups: int) -> None:
+        super().__init__()
+        self.lateral_conv = nn.Sequential(
+            nn.Conv2d(embed_dim, embed_dim, kernel_size=1), nn.GroupNorm(num_groups, embed_dim)
+        )
+        self.out_conv = nn.Sequential(
+            nn.Conv2d(embed_dim, embed_dim, kernel_size=3, padding=1),
+            nn.GroupNorm(num_groups, embed_dim),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, finest: Tensor, memory: Tensor) -> Tensor:
+        """Finest map (N, C, H, W) and a level of the memory (N, C, H', W') -> mask feature (N, C, H, W)."""
+        lateral = self.lateral_conv(finest)
+        return self.out_conv(lateral + F.interpolate(memory, size=lateral.shape[-2:], mode="bilinear"))
+
+
+class MaskPredictor(nn.Module):
+    """Compares each pixel with each query, and turns the answers into logits.
+
+    The products with the Q queries go through an MLP over the query axis, back to C channels; added to the mask feature, a
+    small convolutional head makes logits of it. The first layer of the MLP is linear in the products, so it is applied to
+    the queries instead where that is less work: relu(W (q f) + b) = relu((W q) f + b).
+
+    Args:
+        embed_dim: C.
+        query_num: Q.
+        num_classes: K.
+        hidden_dim: width of the MLP.
+        head_dims: channels of the head before and after it enlarges the picture.
+        scale_factor: by which the head enlarges.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        query_num: int,
+        num_classes: int,
+        hidden_dim: int,
+        head_dims: Sequence[int],
+        scale_factor: int,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(width, out)
+            for width, out in zip((query_num, hidden_dim, hidden_dim), (hidden_dim, hidden_dim, embed_dim), strict=True)
+        )
+        wide, narrow = head_dims
+        self.reduce = nn.Conv2d(embed_dim, wide, kernel_size=3, padding=1)
+        self.refine = nn.Conv2d(wide, narrow, kernel_size=3, padding=1)
+        self.classify = nn.Conv2d(narrow, num_classes, kernel_size=1, bias=False)
+        self.scale_factor = scale_factor
+        self.checkpointing = False
+
+    def forward(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
+        """Queries (N, Q, C) and mask feature (N, C, H, W) -> logits (N, K, scale * H, scale * W)."""
+        if self.checkpointing and self.training:
+            answered = checkpoint(self._answer, queries, mask_feature, use_reentrant=False)
+        else:
+            answered = self._answer(queries, mask_feature)
+        coarse = self.reduce(answered)
+        fine = F.interpolate(coarse, scale_factor=float(self.scale_factor), mode="bilinear")
+        return self.classify(F.relu(self.refine(fine), inplace=True))
+
+    def _answer(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
+        """Mask feature plus the MLP of its products with the queries, (N, C, H, W)."""
+        first, second, third = self.layers
+        tokens = mask_feature.flatten(2).transpose(1, 2)  # (N, H * W, C)
+        if self._folding_pays(tokens.shape[1], tokens.shape[2]):
+            folded = first.weight @ queries  # (N, hidden, C)
+            hidden = torch.baddbmm(first.bias, tokens, folded.transpose(1, 2))
+        else:
+            hidden = first(tokens @ queries.transpose(1, 2))
+        hidden = F.relu(second(F.relu(hidden, inplace=True)), inplace=True)  # (N, H * W, hidden)
+        return (tokens + third(hidden)).transpose(1, 2).unflatten(2, mask_feature.shape[-2:])
+
+    def _folding_pays(self, pixels: int, channels: int) -> bool:
+        """Whether Q * C * hidden + pixels * C * hidden is less than pixels * Q * (C + hidden) multiplications."""
+        hidden, queries = self.layers[0].weight.shape
+        return channels * hidden * (queries + pixels) < pixels * queries * (channels + hidden)

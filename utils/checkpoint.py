@@ -1,0 +1,304 @@
+"""Weights files: published ones and ours, pretrained backbones, and their renaming in one place.
+
+Ours differ from the published names where a module of ours is named by what it does, where experts are one stacked tensor,
+and where a 1x1 convolution is a linear layer. `to_ours` and `to_published` are exact inverses.
+"""
+
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from utils.errors import CheckpointError
+from utils.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+StateDict = dict[str, Tensor]
+
+UNUSED = re.compile(
+    r"head\.(fpn|attn_fc|learnable_query)\.|head\.query_generator\.early_fusion\.conv\.|backbone\.layer[34]_2\."
+)
+"""Published tensors that the model they belong to may not use."""
+
+_HEAD = [  # (ours, published): beginnings of names, {} stands for a number; the first that fits counts
+    ("head.pixel_decoder.lateral_conv.", "head.lateral_conv."),
+    ("head.pixel_decoder.out_conv.", "head.out_conv."),
+    ("head.mask_predictor.layers.", "head.mlp.layers."),
+    ("head.mask_predictor.reduce.", "head.fc.0."),
+    ("head.mask_predictor.refine.", "head.fc.2."),
+    ("head.mask_predictor.classify.", "head.fc.4."),
+    ("head.transformer.encoder_layers.{}.self_attn.", "head.transformer.encoder.layers.{}.self_attn."),
+    ("head.transformer.encoder_layers.{}.norm.", "head.transformer.encoder.layers.{}.norm1."),
+    ("head.transformer.encoder_layers.{}.ffn.norm.", "head.transformer.encoder.layers.{}.norm2."),
+    ("head.transformer.encoder_layers.{}.ffn.", "head.transformer.encoder.layers.{}."),
+    ("head.transformer.decoder_layers.{}.ffn.norm.", "head.transformer.decoder.layers.{}.norm3."),
+    ("head.transformer.decoder_layers.{}.ffn.linear", "head.transformer.decoder.layers.{}.linear"),
+    ("head.transformer.decoder_layers.{}.", "head.transformer.decoder.layers.{}."),
+    ("head.query_generator.early_fusion.layers.{}.cross_attn.", "head.query_generator.early_fusion.layers.{}.multihead_attn."),
+    ("head.query_generator.early_fusion.downsample.", "head.query_generator.early_fusion.conv."),
+    ("head.query_generator.layer_mix.", "head.query_generator.conv."),
+    ("head.fusion_block.channel.router.weight", "head.fusion_block.channel_attn.gate.w_gating"),
+    ("head.fusion_block.spatial.router.weight", "head.fusion_block.spatial_attn.gate.w_gating"),
+]
+_RESNET = [("layer3.", "layer3_1."), ("layer4.", "layer4_1.")]
+_PVT = [
+    ("patch_embed.", "patch_embed1."),
+    *(("stages_%d.downsample." % (stage - 1), "patch_embed%d." % stage) for stage in (2, 3, 4)),
+    *(
+        ("stages_%d.blocks.{}.mlp.dwconv." % (stage - 1), "block%d.{}.mlp.dwconv.dwconv." % stage)
+        for stage in (1, 2, 3, 4)
+    ),
+    *(("stages_%d.blocks.{}." % (stage - 1), "block%d.{}." % stage) for stage in (1, 2, 3, 4)),
+    *(("stages_%d.norm." % (stage - 1), "norm%d." % stage) for stage in (1, 2, 3, 4)),
+]
+_EXPERTS = {  # ours, stacked over experts -> published, one tensor an expert
+    "head.fusion_block.channel.experts.query_weight": "head.fusion_block.channel_attn.experts.experts.{}.q_proj.weight",
+    "head.fusion_block.channel.experts.key_value_weight": "head.fusion_block.channel_attn.experts.experts.{}.kv_proj.weight",
+    "head.fusion_block.channel.experts.out_weight": "head.fusion_block.channel_attn.experts.experts.{}.proj.weight",
+    "head.fusion_block.channel.experts.out_bias": "head.fusion_block.channel_attn.experts.experts.{}.proj.bias",
+    "head.fusion_block.spatial.experts.in_weight": "head.fusion_block.spatial_attn.experts.experts.{}.attn.in_proj_weight",
+    "head.fusion_block.spatial.experts.out_weight": "head.fusion_block.spatial_attn.experts.experts.{}.attn.out_proj.weight",
+}
+_BRANCH_SCORE = {  # ours, one row a branch -> published, one convolution a branch
+    f"head.fusion_block.branch_score.{leaf}": tuple(f"head.fusion_block.gate_{branch}.{leaf}" for branch in "cs")
+    for leaf in ("weight", "bias")
+}
+_POINTWISE = re.compile(r"head\.(mlp\.layers\.\d+|query_generator\.conv|fusion_block\.gate_[cs])\.weight")
+"""Published 1x1 convolutions that are linear layers here."""
+
+
+def load_weights(model: nn.Module, path_or_state_dict: str | Path | Mapping[str, Tensor]) -> None:
+    """Load weights, published or ours, all of them or none.
+
+    Args:
+        model: from `model.build_model`.
+        path_or_state_dict: a `.pth` or `.safetensors` file, or what one holds. Names may carry the prefix `module.`.
+
+    Raises:
+        CheckpointError: the file cannot be read or holds more than tensors, or tensors are missing, left over or of
+            another shape: each is listed.
+    """
+    if isinstance(path_or_state_dict, str | Path):
+        origin, weights = str(path_or_state_dict), read_state_dict(path_or_state_dict)
+    else:
+        origin, weights = "The state dict", _without_prefix(path_or_state_dict, "module.")
+    published = is_published(weights)
+    expected = to_published(model.state_dict()) if published else model.state_dict()
+    unused = _check(weights, expected, origin)
+    if unused:
+        log.info("%s: %d tensors that this model does not use: %s", origin, len(unused), ", ".join(unused))
+    used = {name: weights[name] for name in expected}
+    model.load_state_dict(to_ours(used) if published else used)
+
+
+def save_weights(model_or_state_dict: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
+    """Write weights, atomically, as `.pth` or, by the path's suffix, `.safetensors`."""
+    weights = model_or_state_dict.state_dict() if isinstance(model_or_state_dict, nn.Module) else model_or_state_dict
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with atomic_path(path) as part:
+        if Path(path).suffix == ".safetensors":
+            safetensors.torch.save_file({name: tensor.clone() for name, tensor in plain.items()}, part)
+        else:
+            torch.save(plain, part)
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """Read a weights file without running anything that it holds.
+
+    Args:
+        path: `.pth` (also a checkpoint with its weights under `state_dict` or `model`) or `.safetensors`.
+
+    Returns:
+        Names and tensors on the CPU, without a `module.` prefix.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one that holds something else than tensors.
+    """
+    content = _read(path)
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} holds no weights: names and tensors are expected.")
+    return _without_prefix(_without_prefix(content, "module."), "model.")
+
+
+def is_published(weights: Iterable[str]) -> bool:
+    """Whether tensor names are those of a published checkpoint."""
+    return any(name.startswith(("head.lateral_conv.", "head.mlp.layers.", "head.transformer.encoder.")) for name in weights)
+
+
+def to_published(ours: Mapping[str, Tensor]) -> StateDict:
+    """Our weights under published names and shapes."""
+    rename = _renamer(ours, to_published=True)
+    published: StateDict = {}
+    for name, tensor in ours.items():
+        if name in _EXPERTS:
+            published |= {_EXPERTS[name].format(i): expert for i, expert in enumerate(tensor)}
+        elif name in _BRANCH_SCORE:
+            published |= dict(zip(_BRANCH_SCORE[name], tensor.split(1), strict=True))
+        else:
+            published[rename(name)] = tensor
+    return {
+        name: tensor[:, :, None, None] if _POINTWISE.fullmatch(name) else tensor for name, tensor in published.items()
+    }
+
+
+def to_ours(published: Mapping[str, Tensor]) -> StateDict:
+    """Published weights under our names and shapes."""
+    rename = _renamer(published, to_published=False)
+    linear = {
+        name: tensor.flatten(1) if _POINTWISE.fullmatch(name) else tensor for name, tensor in published.items()
+    }
+    ours: StateDict = {}
+    for name, pattern in _EXPERTS.items():
+        experts = []
+        while (expert := pattern.format(len(experts))) in linear:
+            experts.append(linear.pop(expert))
+        if experts:
+            ours[name] = torch.stack(experts)
+    for name, branches in _BRANCH_SCORE.items():
+        if all(branch in linear for branch in branches):
+            ours[name] = torch.cat([linear.pop(branch) for branch in branches])
+    return ours | {rename(name): tensor for name, tensor in linear.items()}
+
+
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Load pretrained picture weights, AVSBench's files or timm's, into a `TimmBackbone`.
+
+    Raises:
+        CheckpointError: see load_weights; the classifier's tensors are left out.
+    """
+    weights = read_state_dict(path)
+    rename = _renamer([f"backbone.{name}" for name in weights], to_published=False)
+    renamed = {
+        rename(f"backbone.{name}").removeprefix("backbone.").removeprefix("network."): tensor
+        for name, tensor in weights.items()
+        if not name.startswith(("head.", "fc."))
+    }
+    network = backbone.get_submodule("network")
+    _check(renamed, network.state_dict(), str(path))
+    network.load_state_dict(renamed)
+
+
+def load_vggish(vggish: nn.Module, path: str | Path) -> None:
+    """Load pretrained VGGish weights, AVSBench's `vggish-10086976.pth`; PCA buffers stay as they are.
+
+    Raises:
+        CheckpointError: see load_weights.
+    """
+    weights = read_state_dict(path)
+    expected = {name: tensor for name, tensor in vggish.state_dict().items() if not name.startswith("pca.")}
+    _check(weights, expected, str(path))
+    vggish.load_state_dict(weights, strict=False)
+
+
+def load_pca(pca: nn.Module, path: str | Path | None) -> None:
+    """Load VGGish's PCA parameters: `pca_eigen_vectors` (128, 128) and `pca_means` (128, 1).
+
+    Raises:
+        CheckpointError: see load_weights; also when `path` is None.
+    """
+    if path is None:
+        raise CheckpointError(
+            "model.vggish.postprocess_log_mel_with_pca is on: name the file in model.vggish.pretrained_pca_params_path."
+        )
+    content = _read(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds no PCA parameters.")
+    weights = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in content.items()}
+    weights = {name: value.reshape(-1, 1) if name == "pca_means" else value for name, value in weights.items()}
+    _check(weights, pca.state_dict(), str(path))
+    pca.load_state_dict(weights)
+
+
+def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str) -> list[str]:
+    """Names of tensors that may be left over; raises where anything else differs."""
+    missing = [name for name in expected if name not in weights]
+    left_over = [name for name in weights if name not in expected]
+    unused = [name for name in left_over if UNUSED.match(name)]
+    strangers = [name for name in left_over if not UNUSED.match(name)]
+    reshaped = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    faults = [
+        f"{len(names)} {kind}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+        for kind, names in (("missing", missing), ("left over", strangers), ("of another shape", reshaped))
+        if names
+    ]
+    if faults:
+        raise CheckpointError(f"{origin} does not fit the model: {'; '.join(faults)}.")
+    return unused
+
+
+def _read(path: str | Path) -> Any:
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no weights file {path}: put it there, or set its path to None.")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals(_ARRAY_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{path} holds something else than tensors, and was not loaded: {reason}") from error
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged or no weights file: {str(error).splitlines()[0]}") from error
+
+
+# What a pickled array of floats names: VGGish's PCA parameters are handed out as arrays.
+_ARRAY_GLOBALS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (np._core.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+    *(type(np.dtype(kind)) for kind in ("float32", "float64")),
+]
+
+
+def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> StateDict:
+    if weights and all(name.startswith(prefix) for name in weights):
+        return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return dict(weights)
+
+
+def _renamer(names: Iterable[str], *, to_published: bool) -> Callable[[str], str]:
+    """The renaming that fits the backbone whose tensors are among `names`."""
+    names = list(names)
+    if any(name.startswith(("backbone.patch_embed1.", "backbone.network.stages_0.blocks.0.attn.sr.")) for name in names):
+        backbone = _PVT
+    elif any(name.startswith(("backbone.bn1.", "backbone.network.bn1.")) for name in names):
+        backbone = _RESNET
+    else:
+        backbone = []
+    pairs = [
+        *((f"backbone.network.{ours}", f"backbone.{published}") for ours, published in backbone),
+        *([("backbone.network.", "backbone.")] if backbone else []),
+        *_HEAD,
+    ]
+    rules = [(_template(pair[not to_published]), pair[to_published]) for pair in pairs]
+
+    def rename(name: str) -> str:
+        for pattern, target in rules:
+            if match := pattern.match(name):
+                return target.format(*match.groups()) + name[match.end() :]
+        return name
+
+    return rename
+
+
+def _template(beginning: str) -> re.Pattern[str]:
+    return re.compile(re.escape(beginning).replace(r"\{\}", r"(\d+)"))
