@@ -1,6 +1,6 @@
-"""The scores and the label decoding as their definitions read, pixel by pixel and threshold by threshold.
+"""The scores as their definitions read: one pass a threshold, a class and a frame.
 
-Slow on purpose: the tests compare utils/metrics.py and the AVSS reader with these, and scripts/benchmark.py times them.
+Slow on purpose: the tests compare utils/metrics.py with these, and scripts/benchmark.py times them.
 """
 
 import torch
@@ -57,11 +57,3 @@ def literal_semantic_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tenso
                 precision, recall = intersection / float(predicted.sum()), intersection / float(labelled.sum())
                 f_sum[c] += (1 + BETA2) * precision * recall / (BETA2 * precision + recall)
     return iou_sum, f_sum, frames
-
-
-def literal_decode_labels(colours: Tensor, palette: Tensor) -> Tensor:
-    """Class ids (H, W) uint8 of a coloured label (H, W, 3) by one comparison a class: palette (K, 3) uint8."""
-    label = torch.zeros(colours.shape[:2], dtype=torch.uint8)
-    for number, colour in enumerate(palette):
-        label[(colours == colour).all(-1)] = number
-    return label

@@ -55,9 +55,9 @@ class SegmentationLoss(nn.Module):
     """Mask loss + mix loss + balance loss, over the frames that have a label.
 
     With one class, the mask loss is dice or binary cross entropy of the logits, and the mix loss is the same of the
-    fused mask feature's channel mean. With more classes they are cross entropy, and dice of that mean against 'any class
-    but background'. Each is a mean over frames weighted by their label flag: the first frame of a clip in s4, all in
-    ms3, and in avss as many as the clip has.
+    fused mask feature's channel mean. With more classes they are cross entropy, and dice of that mean against 'any
+    class but background'. Each is a mean over frames weighted by their label flag: the first frame of a clip in s4, all
+    in ms3, and in avss as many as the clip has.
 
     In training under `torch.distributed` the flags' sum is the mean over the processes, so that averaged gradients are
     those of one process holding all clips, also where clips differ in labelled frames. In evaluation (`eval()`) nothing

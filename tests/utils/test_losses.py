@@ -83,7 +83,7 @@ def test_batch_without_any_label_costs_only_balance_and_can_step(classes):
     out.logits.requires_grad_()
     out.aux_loss = torch.tensor(0.25)
     losses = build_criterion({}, classes)(out, masks, torch.zeros(4))
-    assert [float(v) for v in losses.values()] == [0.25, 0, 0, 0.25]
+    assert [v.item() for v in losses.values()] == [0.25, 0, 0, 0.25]
     losses["total"].backward()
     assert out.logits.grad.eq(0).all()
 
