@@ -104,7 +104,9 @@ class MTA(nn.Module):
     def _over_clip(self, layer: nn.Module, audio: Tensor, pixels: Tensor, frame_mask: Tensor | None) -> Tensor:
         frames, length, channels = pixels.shape
         if frames % self.num_frames:
-            raise ValueError(f"temporal fusion needs whole clips: {frames} frames are no multiple of T={self.num_frames}")
+            raise ValueError(
+                f"temporal fusion needs whole clips: {frames} frames are no multiple of T={self.num_frames}"
+            )
         clips = frames // self.num_frames
         mask = None
         if frame_mask is not None:

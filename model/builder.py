@@ -19,6 +19,7 @@ from utils.registry import (
     TRANSFORMER_LAYERS,
     TRANSFORMERS,
     build,
+    lookup,
     resolve,
     suggestion,
 )
@@ -54,9 +55,7 @@ def build_model(cfg: Mapping[str, Any]) -> AVSModel:
         head = _build_head(
             options.pop("head", None), in_channels=backbone.channels, embed_dim=embed_dim, num_frames=num_frames
         )
-        return build(
-            MODELS, options, where="model", backbone=backbone, vggish=vggish, head=head, num_frames=num_frames
-        )
+        return build(MODELS, options, where="model", backbone=backbone, vggish=vggish, head=head, num_frames=num_frames)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"The config's model cannot be built: {error}.") from error
 
@@ -65,7 +64,7 @@ def _build_backbone(cfg: Mapping[str, Any] | None) -> nn.Module:
     """A registered backbone by its type, any other type by timm's name."""
     if cfg is None or "type" not in cfg:
         raise ConfigError(f"model.backbone must name a type, 'pvt_v2_b5' for one; got {cfg!r}.")
-    if cfg["type"] in BACKBONES.module_dict:
+    if lookup(BACKBONES, cfg["type"]) is not None:
         return build(BACKBONES, cfg, where="model.backbone")
     return build(BACKBONES, {**cfg, "type": "TimmBackbone"}, where="model.backbone", name=cfg["type"])
 

@@ -33,9 +33,7 @@ class CrossModalMixer(nn.Module):
         dropout: of the gates before the sigmoid, in training.
     """
 
-    def __init__(
-        self, embed_dim: int = 256, num_heads: int = 8, qkv_bias: bool = False, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, embed_dim: int = 256, num_heads: int = 8, qkv_bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
@@ -114,15 +112,11 @@ class CSA(nn.Module):
         self.channel = self.spatial = None
         if branches in ("both", "channel"):
             self.channel = mixture(
-                ChannelExperts(
-                    embed_dim, num_experts, num_heads=num_heads, dropout=dropout, pad_capacity=pad_capacity
-                )
+                ChannelExperts(embed_dim, num_experts, num_heads=num_heads, dropout=dropout, pad_capacity=pad_capacity)
             )
         if branches in ("both", "spatial"):
             self.spatial = mixture(
-                SpatialExperts(
-                    embed_dim, num_experts, num_heads=num_heads, dropout=dropout, audio_tokens=audio_tokens
-                )
+                SpatialExperts(embed_dim, num_experts, num_heads=num_heads, dropout=dropout, audio_tokens=audio_tokens)
             )
         # scores of the channel branch, then of the spatial one
         self.branch_score = nn.Linear(2 * embed_dim, 2) if branches == "both" else None

@@ -72,9 +72,7 @@ class SegHead(nn.Module):
         self.transformer = transformer
         self.pixel_decoder = PixelDecoder(embed_dim, num_groups)
         self.fusion_block = fusion_block
-        self.mask_predictor = MaskPredictor(
-            embed_dim, query_num, num_classes, mask_hidden_dim, head_dims, scale_factor
-        )
+        self.mask_predictor = MaskPredictor(embed_dim, query_num, num_classes, mask_hidden_dim, head_dims, scale_factor)
         initialise(self)
         nn.init.normal_(self.level_embed)
 

@@ -186,7 +186,9 @@ class ChannelExperts(nn.Module):
         attention = self._softmax_over_places(scores, routing).flatten(1, 2)  # (N, E * h, n)
         attended = (attention.to(tokens.dtype) @ tokens).unflatten(1, (experts, heads))  # (N, E, h, C)
 
-        value = torch.einsum("nehc,ehdc->nehd", attended, value_weight.unflatten(1, (heads, -1))).flatten(2)  # (N, E, C)
+        value = torch.einsum("nehc,ehdc->nehd", attended, value_weight.unflatten(1, (heads, -1))).flatten(
+            2
+        )  # (N, E, C)
         gate = torch.sigmoid(self.dropout(torch.einsum("nec,edc->ned", value, self.out_weight) + self.out_bias))
         return tokens * (routing.weight.to(gate.dtype) @ gate)
 

@@ -54,9 +54,7 @@ class RepeatGenerator(nn.Module):
         super().__init__()
         self.query_num = query_num
 
-    def forward(
-        self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None
-    ) -> GeneratedQueries:
+    def forward(self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None) -> GeneratedQueries:
         """Audio (N, 1, C) -> queries (N, Q, C); the features (N, C, H_l, W_l) are not looked at."""
         return GeneratedQueries(audio.expand(-1, self.query_num, -1), audio)
 
@@ -85,9 +83,7 @@ class AttentionGenerator(nn.Module):
         self.query = nn.Embedding(query_num, embed_dim)
         self.layers = nn.ModuleList(QueryLayer(embed_dim, num_heads, hidden_dim) for _ in range(num_layers))
 
-    def forward(
-        self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None
-    ) -> GeneratedQueries:
+    def forward(self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None) -> GeneratedQueries:
         """Audio (N, 1, C) -> queries (N, Q, C); the features (N, C, H_l, W_l) are not looked at."""
         queries = self.query.weight.expand(audio.shape[0], -1, -1)
         for layer in self.layers:
@@ -132,9 +128,7 @@ class EncoderDecoderGenerator(nn.Module):
         self.decoder = nn.ModuleList(QueryLayer(embed_dim, num_heads, hidden_dim) for _ in range(num_layers_decoder))
         self.layer_mix = nn.Linear(num_layers_decoder, 1)
 
-    def forward(
-        self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None
-    ) -> GeneratedQueries:
+    def forward(self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None) -> GeneratedQueries:
         """Audio (N, 1, C), features (N, C, H_l, W_l), frame mask (N,) -> queries (N, Q, C), audio tokens (N, A, C)."""
         audio_tokens = audio if self.early_fusion is None else self.early_fusion(audio, features, frame_mask)
         queries = audio if self.query is None else audio + self.query.weight  # (N, 1 or Q, C)

@@ -44,7 +44,10 @@ _HEAD = [  # (ours, published): beginnings of names, {} stands for a number; the
     ("head.transformer.decoder_layers.{}.ffn.norm.", "head.transformer.decoder.layers.{}.norm3."),
     ("head.transformer.decoder_layers.{}.ffn.linear", "head.transformer.decoder.layers.{}.linear"),
     ("head.transformer.decoder_layers.{}.", "head.transformer.decoder.layers.{}."),
-    ("head.query_generator.early_fusion.layers.{}.cross_attn.", "head.query_generator.early_fusion.layers.{}.multihead_attn."),
+    (
+        "head.query_generator.early_fusion.layers.{}.cross_attn.",
+        "head.query_generator.early_fusion.layers.{}.multihead_attn.",
+    ),
     ("head.query_generator.early_fusion.downsample.", "head.query_generator.early_fusion.conv."),
     ("head.query_generator.layer_mix.", "head.query_generator.conv."),
     ("head.fusion_block.channel.router.weight", "head.fusion_block.channel_attn.gate.w_gating"),
@@ -94,6 +97,10 @@ def load_weights(model: nn.Module, path_or_state_dict: str | Path | Mapping[str,
         origin, weights = "The state dict", _without_prefix(path_or_state_dict, "module.")
     published = is_published(weights)
     expected = to_published(model.state_dict()) if published else model.state_dict()
+    weights = {  # files of before PyTorch 0.4, and some tools, write a number as a vector of one
+        name: tensor[0] if tensor.shape == (1,) and name in expected and expected[name].dim() == 0 else tensor
+        for name, tensor in weights.items()
+    }
     unused = _check(weights, expected, origin)
     if unused:
         log.info("%s: %d tensors that this model does not use: %s", origin, len(unused), ", ".join(unused))
@@ -135,7 +142,9 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 def is_published(weights: Iterable[str]) -> bool:
     """Whether tensor names are those of a published checkpoint."""
-    return any(name.startswith(("head.lateral_conv.", "head.mlp.layers.", "head.transformer.encoder.")) for name in weights)
+    return any(
+        name.startswith(("head.lateral_conv.", "head.mlp.layers.", "head.transformer.encoder.")) for name in weights
+    )
 
 
 def to_published(ours: Mapping[str, Tensor]) -> StateDict:
@@ -157,9 +166,7 @@ def to_published(ours: Mapping[str, Tensor]) -> StateDict:
 def to_ours(published: Mapping[str, Tensor]) -> StateDict:
     """Published weights under our names and shapes."""
     rename = _renamer(published, to_published=False)
-    linear = {
-        name: tensor.flatten(1) if _POINTWISE.fullmatch(name) else tensor for name, tensor in published.items()
-    }
+    linear = {name: tensor.flatten(1) if _POINTWISE.fullmatch(name) else tensor for name, tensor in published.items()}
     ours: StateDict = {}
     for name, pattern in _EXPERTS.items():
         experts = []
@@ -179,7 +186,8 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     Raises:
         CheckpointError: see load_weights; the classifier's tensors are left out.
     """
-    weights = read_state_dict(path)
+    # timm writes stages.0 for the whole network and stages_0 where it gives its feature maps
+    weights = {re.sub(r"^stages\.(\d)", r"stages_\1", name): tensor for name, tensor in read_state_dict(path).items()}
     rename = _renamer([f"backbone.{name}" for name in weights], to_published=False)
     renamed = {
         rename(f"backbone.{name}").removeprefix("backbone.").removeprefix("network."): tensor
@@ -278,7 +286,9 @@ def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> StateDict:
 def _renamer(names: Iterable[str], *, to_published: bool) -> Callable[[str], str]:
     """The renaming that fits the backbone whose tensors are among `names`."""
     names = list(names)
-    if any(name.startswith(("backbone.patch_embed1.", "backbone.network.stages_0.blocks.0.attn.sr.")) for name in names):
+    if any(
+        name.startswith(("backbone.patch_embed1.", "backbone.network.stages_0.blocks.0.attn.sr.")) for name in names
+    ):
         backbone = _PVT
     elif any(name.startswith(("backbone.bn1.", "backbone.network.bn1.")) for name in names):
         backbone = _RESNET

@@ -33,6 +33,12 @@ def suggestion(name: str, known: list[str]) -> str:
     return f"{hint}Known: {', '.join(sorted(known)) or 'none'}."
 
 
+def lookup(registry: Registry, name: Any) -> type | None:
+    """The class registered under `name`, None where there is none."""
+    registry.import_from_location()  # the first time, the modules that register themselves
+    return registry.module_dict.get(name) if isinstance(name, str) else None
+
+
 def resolve(registry: Registry, cfg: Mapping[str, Any] | None, *, where: str) -> type:
     """The class that `cfg['type']` names.
 
@@ -49,7 +55,7 @@ def resolve(registry: Registry, cfg: Mapping[str, Any] | None, *, where: str) ->
     if "type" not in cfg:
         raise ConfigError(f"{where} has no 'type'. {suggestion('', _names(registry))}")
     name = cfg["type"]
-    found = registry.get(name) if isinstance(name, str) else None
+    found = lookup(registry, name)
     if found is None:
         raise ConfigError(f"{where}.type={name!r} is no {registry.name}: {suggestion(str(name), _names(registry))}")
     return found
@@ -98,7 +104,7 @@ def build(registry: Registry, cfg: Mapping[str, Any] | None, *, where: str, **su
 
 
 def _names(registry: Registry) -> list[str]:
-    registry.get("")  # makes the registry import the modules that register themselves
+    registry.import_from_location()
     return list(registry.module_dict)
 
 

@@ -1,0 +1,9 @@
+"""bash train.sh avss config/avss/AVSegFormer_pvt2_avss.py"""
+
+_base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/avss.py", "../_base_/schedules/avss.py"]
+
+model = dict(
+    backbone=dict(type="pvt_v2_b5", init_weights_path="pretrained/pvt_v2_b5.pth", drop_path_rate=0.1),
+    head=dict(num_classes=71),
+    T=10,
+)

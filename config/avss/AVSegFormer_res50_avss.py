@@ -1,0 +1,9 @@
+"""bash train.sh avss config/avss/AVSegFormer_res50_avss.py"""
+
+_base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/avss.py", "../_base_/schedules/avss.py"]
+
+model = dict(
+    backbone=dict(type="res50", init_weights_path="pretrained/resnet50-19c8e357.pth"),
+    head=dict(num_classes=71),
+    T=10,
+)

@@ -1,0 +1,5 @@
+"""bash train.sh avss config/avss/MoDAT_pvt2_avss.py"""
+
+_base_ = ["../_base_/models/modat_pvt2.py", "../_base_/datasets/avss.py", "../_base_/schedules/avss.py"]
+
+model = dict(head=dict(num_classes=71), T=10)

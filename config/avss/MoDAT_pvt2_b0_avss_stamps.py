@@ -1,0 +1,9 @@
+"""bash train.sh avss config/avss/MoDAT_pvt2_b0_avss_stamps.py"""
+
+_base_ = [
+    "../_base_/models/modat_pvt2_b0_small.py",
+    "../_base_/datasets/avss_stamps.py",
+    "../_base_/schedules/stamps.py",
+]
+
+model = dict(head=dict(num_classes=71), T=10)

@@ -1,0 +1,7 @@
+"""bash train.sh ms3 config/ms3/AVSegFormer_pvt2_ms3.py"""
+
+_base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/ms3.py", "../_base_/schedules/ms3.py"]
+
+model = dict(
+    backbone=dict(type="pvt_v2_b5", init_weights_path="pretrained/pvt_v2_b5.pth", drop_path_rate=0.1),
+)

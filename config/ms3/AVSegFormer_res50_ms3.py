@@ -1,0 +1,7 @@
+"""bash train.sh ms3 config/ms3/AVSegFormer_res50_ms3.py"""
+
+_base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/ms3.py", "../_base_/schedules/ms3.py"]
+
+model = dict(
+    backbone=dict(type="res50", init_weights_path="pretrained/resnet50-19c8e357.pth"),
+)

@@ -1,0 +1,7 @@
+"""bash train.sh s4 config/s4/AVSegFormer_pvt2_s4.py"""
+
+_base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/s4.py", "../_base_/schedules/s4.py"]
+
+model = dict(
+    backbone=dict(type="pvt_v2_b5", init_weights_path="pretrained/pvt_v2_b5.pth", drop_path_rate=0.1),
+)

@@ -1,0 +1,3 @@
+"""bash train.sh s4 config/s4/MoDAT_pvt2_s4.py"""
+
+_base_ = ["../_base_/models/modat_pvt2.py", "../_base_/datasets/s4.py", "../_base_/schedules/s4.py"]
