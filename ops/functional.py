@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ops import build
+from ops.library import has_kernel
 from ops.reference import ms_deform_attn_fused_torch, ms_deform_attn_torch
 
 Backend = Literal["auto", "cpu", "cuda", "torch"]
@@ -48,7 +50,9 @@ def ms_deform_attn(
     _check_value(value, shapes)
     _check_samples(value, shapes, sampling_locations, attention_weights, ("sampling_locations", "attention_weights"))
     locations, weights = _to_work_dtype(value, sampling_locations), _to_work_dtype(value, attention_weights)
-    _resolve(backend, value)
+    if _resolve(backend, value.device.type):
+        flat = [size for shape in shapes for size in shape]
+        return torch.ops.modat.ms_deform_attn(value, flat, locations, weights)
     return ms_deform_attn_torch(value, shapes, locations, weights)
 
 
@@ -86,7 +90,10 @@ def ms_deform_attn_fused(
     _check_samples(value, shapes, sampling_offsets, attention_logits, ("sampling_offsets", "attention_logits"))
     reference = _to_work_dtype(value, _expand_reference(reference_points, sampling_offsets))
     offsets, logits = _to_work_dtype(value, sampling_offsets), _to_work_dtype(value, attention_logits)
-    _resolve(backend, value)
+    if _resolve(backend, value.device.type):
+        flat = [size for shape in shapes for size in shape]
+        points = reference.expand(value.shape[0], offsets.shape[1], len(shapes), 2)
+        return torch.ops.modat.ms_deform_attn_fused(value, flat, points, offsets, logits)
     return ms_deform_attn_fused_torch(value, shapes, reference, offsets, logits)
 
 
@@ -152,7 +159,18 @@ def _to_work_dtype(value: Tensor, tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32 if value.dtype in LOW_PRECISION else value.dtype)
 
 
-def _resolve(backend: Backend, value: Tensor) -> str:
-    if backend not in ("auto", "torch"):
-        raise RuntimeError(f"the {backend} backend is not available")
-    return "torch"
+@torch.compiler.assume_constant_result
+def _resolve(backend: str, device_type: str) -> bool:
+    """Whether to call a compiled kernel (True) or the definition; a constant to torch.compile."""
+    if backend == "torch":
+        return False
+    if backend == "auto":
+        return device_type in ("cpu", "cuda") and has_kernel(device_type)
+    if backend not in ("cpu", "cuda"):
+        raise ValueError(f"backend must be auto, cpu, cuda or torch, got {backend!r}")
+    if backend != device_type:
+        raise RuntimeError(f"backend {backend!r} cannot take tensors on {device_type}")
+    if not has_kernel(device_type):
+        reason = build.load("cpu").reason or build.load(device_type).reason
+        raise RuntimeError(f"backend {backend!r} is not available: {reason}")
+    return True

@@ -1,0 +1,318 @@
+"""Builds the compiled operators on first use, keeps them, and loads them. Nothing here raises for a missing compiler.
+
+A library is looked for in the package that `pip install ./ops` makes, then in the cache, and is else compiled into the
+cache by torch.utils.cpp_extension in a process of its own. `python ops/build.py cpu FILE` is that process; this file
+must therefore import nothing of the project.
+
+Environment:
+    MODAT_OPS_BUILD: 0 switches building off (libraries at hand are still used).
+    MODAT_OPS_CACHE: folder for built libraries; default: $XDG_CACHE_HOME/modat-ops, ~/.cache/modat-ops.
+    MODAT_OPS_TIMEOUT: seconds that a build, or waiting for another process's build, may take; default 600.
+    CXX: the C++ compiler; default c++.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Library = Literal["cpu", "cuda"]
+LIBRARIES: tuple[Library, ...] = ("cpu", "cuda")
+FOLDER = Path(__file__).resolve().parent
+SOURCES: dict[Library, tuple[str, ...]] = {
+    "cpu": ("library.cpp", "cpu.cpp", "cpu_portable.cpp", "cpu_avx2.cpp", "cpu_avx512.cpp"),
+    "cuda": ("cuda.cpp", "cuda_kernels.cu"),
+}
+PREBUILT = "modat_ops_kernels"  # the package made by `pip install ./ops`
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0+PTX")
+logger = logging.getLogger(__name__)
+
+
+class BuildError(Exception):
+    """Why a library could not be had, and the way out."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What became of a library: `path` where it was loaded from, or the `reason` why not."""
+
+    path: Path | None
+    reason: str = ""
+
+
+@functools.cache
+def load(library: Library) -> Status:
+    """Load the operators of one device, building them where need be. Never raises; one warning says what is wrong."""
+    try:
+        path = _obtain(library)
+        torch.ops.load_library(str(path))
+    except BuildError as error:
+        reason = str(error)
+    except OSError as error:  # the dynamic linker's words
+        reason = f"the built library does not load ({error}); remove it to have it built again"
+    else:
+        return Status(path)
+    if not (library == "cuda" and not torch.cuda.is_available()):
+        message = f"deformable attention runs on plain PyTorch, many times slower: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return Status(None, reason)
+
+
+def _obtain(library: Library) -> Path:
+    """The library's file, from the installed package, the cache, or a new build."""
+    if library == "cuda":
+        if not torch.cuda.is_available():
+            raise BuildError("PyTorch sees no CUDA device")
+        if load("cpu").path is None:
+            raise BuildError("the cpu library, which defines the operators, is not there")
+    prebuilt = _prebuilt(library)
+    if prebuilt is not None:
+        return prebuilt
+    if sys.platform not in ("linux", "darwin"):
+        raise BuildError(f"it is not built on {sys.platform}; Linux and macOS are known to the build")
+    name = f"{library}-{tag(library)}.so"
+    folder = cache_folder()
+    target = folder / name
+    if target.exists():
+        return target
+    if os.environ.get("MODAT_OPS_BUILD", "1") == "0":
+        raise BuildError("MODAT_OPS_BUILD=0 switches building off, and nothing built is at hand")
+    with _lock(folder / f"{name}.lock"):
+        if not target.exists():
+            build(library, target)
+    return target
+
+
+def _prebuilt(library: Library) -> Path | None:
+    spec = importlib.util.find_spec(PREBUILT)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / f"{library}-{fingerprint()}.so"
+    if not path.exists() and any(path.parent.glob(f"{library}-*.so")):
+        logger.info("%s was built for another PyTorch or other sources: run `pip install ./ops` again", path.parent)
+    return path if path.exists() else None
+
+
+def build(library: Library, target: Path) -> None:
+    """Compile a library into `target`, all of it or nothing.
+
+    Raises:
+        BuildError: no compiler, no nvcc, or an error of theirs.
+    """
+    compiler = _compiler()
+    if library == "cuda":
+        _nvcc()
+    timeout = _timeout()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("building the %s operators with %s (once, about half a minute)", library, compiler)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.stem}-") as workspace:
+        result = Path(workspace) / target.name
+        command = [sys.executable, str(Path(__file__).resolve()), library, str(result)]
+        code, output = _run(command, timeout)
+        if code != 0 or not result.exists():
+            log = target.with_suffix(".log")
+            log.write_text(output)
+            raise BuildError(_explain(library, code, output, timeout, log))
+        os.replace(result, target)
+
+
+def _run(command: list[str], timeout: float) -> tuple[int | None, str]:
+    """Exit code (None after a timeout) and output; the compilers end with the process that started them."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            return _communicate(process, timeout)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _communicate(process: subprocess.Popen[str], timeout: float) -> tuple[int | None, str]:
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        seen = error.stdout or b""
+        return None, seen.decode(errors="replace") if isinstance(seen, bytes) else seen
+    return process.returncode, output
+
+
+def _explain(library: Library, code: int | None, output: str, timeout: float, log: Path) -> str:
+    if code is None:
+        return f"building the {library} library took over {timeout:.0f} s; raise MODAT_OPS_TIMEOUT. Output: {log}"
+    lines = [line.strip() for line in output.splitlines()]
+    telling = [line for line in lines if "error" in line.lower()] or lines or ["no output"]
+    remedy = "check the compiler (CXX)" if library == "cpu" else "check nvcc (CUDA_HOME), which must fit PyTorch's CUDA"
+    return f"building the {library} library failed: {telling[0][:300]}; {remedy}. Whole output: {log}"
+
+
+def compile_here(library: Library, target: Path) -> None:
+    """Compile in this process, beside `target`. For the process that `build` starts, and for setup.py."""
+    from torch.utils import cpp_extension
+
+    os.environ["PATH"] = os.pathsep.join((*_ninja_folders(), os.environ.get("PATH", os.defpath)))
+    linux = sys.platform == "linux"
+    flags = ["-O3", "-w", *(["-fopenmp"] if linux else [])]
+    nvcc_flags = ["-O3", "-std=c++17", "-w"]
+    if library == "cuda":
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(cuda_architectures())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="objects-") as objects:
+        cpp_extension.load(
+            name=f"modat_ops_{library}",
+            sources=[str(FOLDER / "src" / source) for source in SOURCES[library]],
+            extra_cflags=flags,
+            extra_cuda_cflags=nvcc_flags,
+            extra_ldflags=["-fopenmp", "-s"] if linux else ["-undefined", "dynamic_lookup"],
+            build_directory=objects,
+            with_cuda=library == "cuda",
+            is_python_module=False,
+            is_standalone=False,
+        )
+        os.replace(Path(objects) / f"modat_ops_{library}.so", target)
+
+
+def cuda_architectures() -> list[str]:
+    """TORCH_CUDA_ARCH_LIST where set, else this machine's devices, else all that the kernels are written for."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
+    if wanted:
+        return [name for name in wanted.split(";") if name]
+    if not torch.cuda.is_available():
+        return list(CUDA_ARCHITECTURES)
+    found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return [f"{major}.{minor}" for major, minor in sorted(found)]
+
+
+def tag(library: Library) -> str:
+    """What a cached library must agree on: sources, PyTorch, compiler, processor family, CUDA architectures."""
+    compiler = subprocess.run([_compiler(), "--version"], capture_output=True, text=True).stdout
+    parts = [compiler, platform.machine()]
+    if library == "cuda":
+        parts += [str(torch.version.cuda), *cuda_architectures()]
+    return f"{fingerprint()}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
+
+
+@functools.cache
+def fingerprint() -> str:
+    """PyTorch's version and a hash of the sources."""
+    digest = hashlib.sha256()
+    for path in sorted((FOLDER / "src").iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"torch{torch.__version__}-{digest.hexdigest()[:12]}"
+
+
+def _compiler() -> str:
+    name = os.environ.get("CXX", "c++")
+    if shutil.which(name) is None:
+        raise BuildError(
+            f"there is no C++ compiler ({name} is not on the PATH); install one (apt install g++, conda install "
+            "gxx), or name it in CXX"
+        )
+    return name
+
+
+def _nvcc() -> str:
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    nvcc = Path(CUDA_HOME) / "bin" / "nvcc" if CUDA_HOME else None
+    if nvcc is None or not nvcc.exists():
+        raise BuildError(f"there is no nvcc; install the CUDA {torch.version.cuda} toolkit, or point CUDA_HOME at it")
+    return str(nvcc)
+
+
+def _ninja_folders() -> Iterator[str]:
+    yield sysconfig.get_path("scripts")
+    spec = importlib.util.find_spec("ninja")
+    if spec is not None:
+        import ninja
+
+        yield str(ninja.BIN_DIR)
+
+
+def _timeout() -> float:
+    try:
+        return float(os.environ.get("MODAT_OPS_TIMEOUT", "600"))
+    except ValueError as error:
+        raise BuildError(f"MODAT_OPS_TIMEOUT={os.environ['MODAT_OPS_TIMEOUT']!r} is not a number of seconds") from error
+
+
+def cache_folder() -> Path:
+    """A folder to keep libraries in: the first of the user's that can be written, else a private temporary one."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    wanted = Path(os.environ.get("MODAT_OPS_CACHE") or os.path.join(home, "modat-ops"))
+    with contextlib.suppress(OSError):
+        wanted.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=wanted):
+            return wanted
+    return _temporary_cache(wanted)
+
+
+@functools.cache
+def _temporary_cache(wanted: Path) -> Path:
+    # Others may write to the temporary folder: only a folder that is ours alone may hold code that gets loaded.
+    shared = Path(tempfile.gettempdir()) / f"modat-ops-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        shared.mkdir(mode=0o700, exist_ok=True)
+        info = shared.lstat()
+        if info.st_uid == os.getuid() and info.st_mode & 0o777 == 0o700 and not shared.is_symlink():
+            logger.info("%s cannot be written; built operators go to %s", wanted, shared)
+            return shared
+    try:
+        return Path(tempfile.mkdtemp(prefix="modat-ops-"))
+    except OSError as error:
+        raise BuildError(f"neither {wanted} nor a temporary folder can be written; set MODAT_OPS_CACHE") from error
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One build at a time; the system frees the lock when its holder dies. Where locks are unknown, none is held:
+    a build is moved into place in one step, so two of them cost time and harm nothing."""
+    import fcntl
+
+    deadline = time.monotonic() + _timeout()
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise BuildError(f"another process has been building for too long (it holds {path})") from error
+                time.sleep(0.2)
+                continue
+            except OSError:
+                logger.info("%s cannot be locked, building without", path)
+            break
+        yield
+
+
+if __name__ == "__main__":
+    wanted_library, wanted_target = sys.argv[1:]
+    if wanted_library not in LIBRARIES:
+        sys.exit(f"error: the library is one of {', '.join(LIBRARIES)}, got {wanted_library}")
+    compile_here("cpu" if wanted_library == "cpu" else "cuda", Path(wanted_target))

@@ -1,0 +1,159 @@
+// Backward pass over (n, m) slices. A slice of `value` and of its gradient is packed into contiguous scratch: one owner
+// each, so no atomics and the same bits for any number of threads; and rows that lie M * D apart in memory would share
+// a few sets of the first-level cache.
+
+template <class T, int W>
+MODAT_INLINE int64_t padded_channels(const Problem& p) {
+  return (p.channels + W - 1) / W * W;
+}
+
+// One query of a slice: adds to the rows of grad_value and leaves the corner products <value corner, grad_out> in s.dot.
+template <class T, int W, int NV>
+MODAT_INLINE void scatter(const T* value, T* grad_value, const T* grad_out, const Samples<T, W>& s, int64_t vectors) {
+  using S = Simd<T, W>;
+  using V = typename S::V;
+  constexpr int group = W / 4;  // samples whose 4 products fill a vector
+  const int64_t nv = NV ? NV : vectors;
+  V grad[NV ? NV : 1];
+  for (int j = 0; j < NV; ++j) grad[j] = S::load(grad_out + j * W);
+  for (int64_t first = 0; first < s.count; first += group) {
+    V product[W];
+#pragma GCC unroll 4
+    for (int i = 0; i < group; ++i) {
+      const int64_t k = first + i;
+      if (k >= s.count) {
+        for (int c = 0; c < 4; ++c) product[c * group + i] = V{};
+        continue;
+      }
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; ++c) {
+        const T weight = s.weight[c][k];
+        const T* corner = value + s.offset[c][k];
+        T* grad_corner = grad_value + s.offset[c][k];
+        V dot{};
+        if constexpr (NV > 0) {
+#pragma GCC unroll 16
+          for (int j = 0; j < NV; ++j) {
+            dot += grad[j] * S::load(corner + j * W);
+            S::store(grad_corner + j * W, S::load(grad_corner + j * W) + weight * grad[j]);
+          }
+        } else {
+          for (int64_t j = 0; j < nv; ++j) {
+            const V g = S::load(grad_out + j * W);
+            dot += g * S::load(corner + j * W);
+            S::store(grad_corner + j * W, S::load(grad_corner + j * W) + weight * g);
+          }
+        }
+        product[c * group + i] = dot;
+      }
+    }
+    const V sums = S::sums(product);
+    for (int c = 0; c < 4; ++c) __builtin_memcpy(s.dot[c] + first, (const T*)&sums + c * group, group * sizeof(T));
+  }
+}
+
+// From corner products to the gradients of locations and weights (or offsets and logits).
+template <class T, int W>
+MODAT_INLINE void finish(Samples<T, W>& s, T* grad_points, T* grad_weights, bool fused) {
+  using S = Simd<T, W>;
+  using V = typename S::V;
+  V mean{};
+  for (int64_t k = 0; k < s.padded; k += W) {
+    const V near_x = S::load(s.x_near + k), far_x = S::load(s.x_far + k);
+    const V near_y = S::load(s.y_near + k), far_y = S::load(s.y_far + k);
+    const V dot0 = S::load(s.dot[0] + k), dot1 = S::load(s.dot[1] + k);
+    const V dot2 = S::load(s.dot[2] + k), dot3 = S::load(s.dot[3] + k);
+    const V attention = S::load(s.attention + k);
+    const V left = near_y * dot0 + far_y * dot2, right = near_y * dot1 + far_y * dot3;
+    const V top = near_x * dot0 + far_x * dot1, bottom = near_x * dot2 + far_x * dot3;
+    V x = attention * (S::load(s.has_right + k) * right - S::load(s.has_left + k) * left);
+    V y = attention * (S::load(s.has_bottom + k) * bottom - S::load(s.has_top + k) * top);
+    if (!fused) {
+      x *= S::load(s.level_width + k);
+      y *= S::load(s.level_height + k);
+    }
+    V a, b;
+    S::join_pairs(x, y, a, b);
+    const int64_t left_over = 2 * (s.count - k);
+    S::store_n(grad_points + 2 * k, a, left_over);
+    S::store_n(grad_points + 2 * k + W, b, left_over - W);
+    const V weight = near_x * left + far_x * right;
+    if (fused) {
+      mean += attention * weight;
+      S::store(s.weight[0] + k, weight);  // the corner weights are used up
+    } else {
+      S::store_n(grad_weights + k, weight, s.count - k);
+    }
+  }
+  if (!fused) return;
+  mean = S::total(mean);
+  for (int64_t k = 0; k < s.padded; k += W) {
+    S::store_n(grad_weights + k, S::load(s.attention + k) * (S::load(s.weight[0] + k) - mean), s.count - k);
+  }
+}
+
+template <class T, int W, class Stored>
+void pack(const Problem& p, int64_t n, int64_t m, T* value, T* grad_value) {
+  using S = Simd<T, W>;
+  const Stored* from = (const Stored*)p.value + n * p.value_n + m * p.value_m;
+  for (int64_t l = 0; l < p.rows; ++l, from += p.value_l) {
+    for (int64_t d = 0; d < p.channels; d += W, value += W, grad_value += W) {
+      S::store(value, S::load_n(from + d, p.channels - d));
+      S::store(grad_value, typename S::V{});
+    }
+  }
+}
+
+template <class T, int W, class Stored>
+void unpack(const Problem& p, int64_t n, int64_t m, const T* grad_value) {
+  using S = Simd<T, W>;
+  Stored* to = (Stored*)p.grad_value + (n * p.rows * p.heads + m) * p.channels;
+  for (int64_t l = 0; l < p.rows; ++l, to += p.heads * p.channels) {
+    for (int64_t d = 0; d < p.channels; d += W, grad_value += W) {
+      S::store_n(to + d, S::load(grad_value), p.channels - d);
+    }
+  }
+}
+
+template <class T, int W, int Channels, class Stored>
+void backward_slices(const Problem& p, int64_t begin, int64_t end, void* scratch) {
+  using S = Simd<T, W>;
+  using Table = Samples<T, W>;
+  const bool fused = p.reference != nullptr;
+  const int64_t stride = padded_channels<T, W>(p);
+  T* value = (T*)scratch;
+  T* grad_value = value + p.rows * stride;
+  T* grad_out = grad_value + p.rows * stride;
+  Table s(p, grad_out + stride, stride);
+  for (int64_t slice = begin; slice < end; ++slice) {
+    const int64_t n = slice / p.heads, m = slice % p.heads;
+    pack<T, W, Stored>(p, n, m, value, grad_value);
+    for (int64_t q = 0; q < p.queries; ++q) {
+      const T* points = (const T*)p.samples + n * p.samples_n + q * p.samples_q + m * 2 * s.count;
+      const T* weights = (const T*)p.weights + n * p.weights_n + q * p.weights_q + m * s.count;
+      const Stored* incoming = (const Stored*)p.grad_out + n * p.grad_out_n + q * p.grad_out_q + m * p.channels;
+      for (int64_t d = 0; d < p.channels; d += W) S::store(grad_out + d, S::load_n(incoming + d, p.channels - d));
+      if (fused) Table::set_reference(s, p, n, q);
+      Table::set_attention(s, weights, fused);
+      Table::template set_corners<true>(s, points, fused);
+      scatter<T, W, Channels / W>(value, grad_value, grad_out, s, stride / W);
+      const int64_t head = ((n * p.queries + q) * p.heads + m) * s.count;
+      finish<T, W>(s, (T*)p.grad_samples + 2 * head, (T*)p.grad_weights + head, fused);
+    }
+    unpack<T, W, Stored>(p, n, m, grad_value);
+  }
+}
+
+template <class T, int W, class Stored>
+void backward(const Problem& p, int64_t begin, int64_t end, void* scratch) {
+  if constexpr (sizeof(T) == 4) {
+    if (p.channels == 32) return backward_slices<T, W, 32, Stored>(p, begin, end, scratch);
+    if (p.channels == 64) return backward_slices<T, W, 64, Stored>(p, begin, end, scratch);
+  }
+  backward_slices<T, W, 0, Stored>(p, begin, end, scratch);
+}
+
+template <class T, int W>
+int64_t backward_scratch(const Problem& p) {
+  return (2 * p.rows + 1) * padded_channels<T, W>(p) * (int64_t)sizeof(T) + Samples<T, W>::bytes(p);
+}
