@@ -146,7 +146,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         masks = torch.zeros(self.frames_per_clip, height, width, dtype=torch.uint8)
         for position, path in enumerate(clip.masks):
             mask = self.read_mask(inside(roots["masks"], path, clip.row.place))
-            masks[position] = torch.from_numpy(np.ascontiguousarray(mask))
+            masks[position] = torch.tensor(mask)
         log_mel = torch.zeros(self.frames_per_clip, 1, 96, 64)
         log_mel[:real] = self.read_log_mel(clip)
         return {

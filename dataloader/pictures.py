@@ -130,9 +130,9 @@ class Placement:
 
 
 def normalise(frames: npt.NDArray[np.uint8]) -> Tensor:
-    """(T, H, W, 3) uint8 -> (T, 3, H, W) float32 with ImageNet's mean and deviation."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).to(torch.float32)
-    pixels = pixels.contiguous()
+    """(T, H, W, 3) uint8, writable -> (T, 3, H, W) float32 with ImageNet's mean and deviation."""
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     return pixels.sub_(_scaled(IMAGENET_MEAN)).div_(_scaled(IMAGENET_STD))
 
 

@@ -28,7 +28,7 @@ _COLUMNS = {
     "ms3": ("name", "split"),
     "avss": ("uid", "split", "label"),
 }
-_CROWDS = {"objects": (0.0, 0.45, 0.4, 0.15), "sounding": (0.55, 0.35, 0.1)}
+_CROWDS = {"objects": (0.0, 0.4, 0.45, 0.15), "sounding": (0.6, 0.32, 0.08)}
 _JPEG_QUALITY = 92
 
 

@@ -17,6 +17,7 @@ from scripts.stamps.library import Library
 _PATCH_SECONDS = 0.96
 _FADE_SECONDS = 0.01
 _LEVEL = 0.07  # RMS of a sound at 0 dB gain
+_LONGEST_RUN = 6  # seconds
 _TRIES = 40
 
 
@@ -100,7 +101,7 @@ def _schedule(recipe: Recipe, count: int, rng: np.random.Generator) -> npt.NDArr
             heard[:, position] = True
             continue
         for _ in range(1 + int(rng.random() < recipe.frames / 20)):
-            length = int(rng.integers(2, max(3, recipe.frames // 2 + 2)))
+            length = int(rng.integers(2, min(recipe.frames, _LONGEST_RUN) + 1))
             start = int(rng.integers(0, recipe.frames - length + 1))
             heard[start : start + length, position] = True
     return heard
