@@ -1,0 +1,43 @@
+"""Train a model: python train.py TASK CONFIG [key=value ...]."""
+
+import argparse
+import os
+import sys
+
+from utils.runtime import ROOT, ensure_stamps, find_file, run, shipped_configs
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train a model. The run's folder is process.work_dir/<config name>.",
+        epilog="shipped configs:\n  " + "\n  ".join(shipped_configs()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", choices=("s4", "ms3", "avss"), help="what to learn; must fit the config")
+    parser.add_argument("config", help="a Python config; relative paths inside it are from the project's folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example process.train_epochs=3")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run that the folder holds, and start anew")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main() -> int:
+    """Check the request, make data where that can be done, train."""
+    options = parse()
+    config = find_file(options.config, "the config")
+    os.chdir(ROOT)
+    # Imported only now: --help and a mistyped path should not wait for torch.
+    from utils.config import load_config
+    from utils.engine import train
+
+    cfg = load_config(config, options.overrides, options.task)
+    ensure_stamps(cfg, config)
+    train(cfg, config.stem, resume=options.resume, overwrite=options.overwrite)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    run(main)

@@ -1,0 +1,337 @@
+"""Checkpoints that a run goes on from: written so that a process killed at any instant leaves a good one behind."""
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from utils.errors import CheckpointError
+from utils.runtime import StopRequested
+
+LAST = "last.ckpt"
+PREVIOUS = "last.previous.ckpt"
+RUN_KEY = "run"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut.
+
+    Args:
+        path: the file to make or replace.
+        write: receives the open binary file.
+
+    Raises:
+        CheckpointError: the disk is full, read-only or otherwise refuses; what was at `path` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch.save turns a failed write into a RuntimeError of its own.
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written ({_cause(error)}); {_consequence(path)}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and see that files can be made in it.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    probe = folder / ".probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"1")
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({_cause(error)}); name another folder with process.work_dir=FOLDER."
+        ) from error
+
+
+def explain_write_error(error: OSError, folder: Path) -> CheckpointError | None:
+    """The user's error behind a failed write of logs or pictures; None where the error is something else."""
+    if error.errno not in _CANNOT_WRITE:
+        return None
+    return CheckpointError(f"{folder} cannot be written ({_cause(error)}); {_consequence(folder / LAST)}")
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's way to disk: atomic, keeps the checkpoint before the last, loads tensors and plain containers only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `path`; what was there stays beside it as `last.previous.ckpt`."""
+        path = Path(path)
+
+        def write(file: Any) -> None:
+            torch.save(checkpoint, file)
+            if path.exists():
+                # Only once the new file is complete, and by a second name: `path` itself is never missing.
+                _link(path, path.with_name(PREVIOUS))
+
+        write_atomically(path, write)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint without running anything that it may contain."""
+        return read_checkpoint(Path(path), map_location)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The contents of a run's checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, cut short, or holds anything but tensors and plain containers.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist.") from error
+    except Exception as error:  # torch.load raises whatever the broken bytes lead it into
+        line = str(error).strip().split("\n")[0][:200]
+        raise CheckpointError(f"{path} is no readable checkpoint ({type(error).__name__}: {line}).") from error
+    if not isinstance(checkpoint, dict) or RUN_KEY not in checkpoint or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path} is no checkpoint of a run (weights alone are loaded by test.sh).")
+    return checkpoint
+
+
+def find_resumable(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint in a run's folder that can be read, and what it says of the run.
+
+    Args:
+        folder: of the run.
+        say: told when the last checkpoint is broken and the one before is taken.
+
+    Returns:
+        Its path and its `run` entry (epoch, batch, step, validation_pending); None where the folder has none at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be read.
+    """
+    candidates = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    errors = []
+    for path in candidates:
+        try:
+            position = read_checkpoint(path)[RUN_KEY]
+        except CheckpointError as error:
+            errors.append(str(error))
+            continue
+        for error_text in errors:
+            say(f"warning: {error_text} Going on from the one before, {path.name}, at step {position['step']}.")
+        return path, position
+    if errors:
+        raise CheckpointError(f"{' '.join(errors)} Start anew with --overwrite.")
+    return None
+
+
+class StopSignals:
+    """Notes SIGTERM, SIGINT and SIGUSR1 while training, so that the run can save and end between two steps.
+
+    A second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals over."""
+        for number in STOP_SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        """Give them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+class RunCheckpoint(Checkpoint):
+    """Writes `last.ckpt` each epoch, every `interval` steps, and when a signal asks the run to stop.
+
+    Args:
+        folder: of the run.
+        interval: optimizer steps between checkpoints within an epoch; 0 = none.
+        accumulate: batches an optimizer step.
+        signals: what asks the run to stop.
+    """
+
+    def __init__(self, folder: Path, *, interval: int, accumulate: int, signals: StopSignals) -> None:
+        self.path = folder / LAST
+        self.interval = interval
+        self.accumulate = accumulate
+        self.signals = signals
+        self._position = {"epoch": 0, "batch": 0, "validation_pending": False}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over from Lightning, whose handler would end a run of several processes in a deadlock."""
+        self.signals.install()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within an epoch. After its last batch the validation, or the epoch's end, comes first."""
+        done = batch_idx + 1
+        if done >= trainer.num_training_batches or done % self.accumulate:
+            return
+        stop = self._agreed(trainer)
+        if stop or (self.interval and trainer.global_step % self.interval == 0):
+            self._save(trainer, epoch=trainer.current_epoch, batch=done)
+        self._end_if(stop)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """When asked to stop, save so that the run goes on with this validation, from its first batch."""
+        # Processes may differ by one batch here; they can agree only after those that all of them have.
+        common = pl_module.common_val_batches
+        if batch_idx >= common:
+            return
+        if stop := self._agreed(trainer):
+            self._save(trainer, epoch=trainer.current_epoch + 1, batch=0, validation_pending=True)
+            self._end_if(stop)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the finished epoch."""
+        self._save(trainer, epoch=trainer.current_epoch + 1, batch=0)
+        self._end_if(self._agreed(trainer))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add where the run stands."""
+        checkpoint[RUN_KEY] = {**self._position, "step": trainer.global_step}
+        if self._position["validation_pending"]:
+            # To Lightning: one batch of the validation begun, none done. It then starts the validation over.
+            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = {
+                "total": dict(begun),
+                "current": dict(begun),
+                "is_last_batch": False,
+            }
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self.signals.restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self.signals.restore()
+
+    def _save(self, trainer: Trainer, *, epoch: int, batch: int, validation_pending: bool = False) -> None:
+        self._position = {"epoch": epoch, "batch": batch, "validation_pending": validation_pending}
+        trainer.save_checkpoint(self.path, weights_only=False)
+
+    def _agreed(self, trainer: Trainer) -> int:
+        """The signal that any process of the run has received, 0 for none; the same on all of them."""
+        if trainer.world_size == 1:
+            return self.signals.received
+        number = torch.tensor(self.signals.received, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        return int(number)
+
+    def _end_if(self, stop: int) -> None:
+        if stop:
+            raise StopRequested(stop, self.path)
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the best epoch for each of some scores.
+
+    Args:
+        folder: of the run.
+        targets: file name -> how its score is computed from the validation's scores.
+    """
+
+    def __init__(self, folder: Path, targets: dict[str, Callable[[dict[str, float]], float]]) -> None:
+        self.folder = folder
+        self.targets = targets
+        self.best: dict[str, dict[str, float]] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the weights whose score is the highest so far; an equal score keeps the earlier ones."""
+        for name, score_of in self.targets.items():
+            score = score_of(pl_module.val_scores)
+            if name in self.best and not score > self.best[name]["score"]:
+                continue
+            self.best[name] = {"score": score, "epoch": trainer.current_epoch}
+            # Sharded strategies gather the weights here, which takes all processes.
+            state = trainer.strategy.lightning_module_state_dict()
+            if trainer.is_global_zero:
+                prefix = "model."
+                weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+                write_atomically(self.folder / name, lambda file, weights=weights: torch.save(weights, file))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best scores so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `state_dict` gave them."""
+        self.best = state_dict["best"]
+
+
+def _link(path: Path, second: Path) -> None:
+    """Give a file a second name, replacing what had it; a copy where the file system knows no hard links."""
+    temporary = second.with_name(f".{second.name}.writing")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        temporary.write_bytes(path.read_bytes())
+    os.replace(temporary, second)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cause(error: BaseException) -> str:
+    """The system's words; torch.save hides them behind its own error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno:
+            return os.strerror(seen.errno)
+        seen = seen.__cause__ or seen.__context__
+    return str(error).strip().split("\n")[0][:120]
+
+
+def _consequence(path: Path) -> str:
+    if path.exists():
+        return f"{path.name} holds the last good state: make room, then go on with --resume."
+    return "no state was saved; make room, or name another folder with process.work_dir=FOLDER."

@@ -1,0 +1,93 @@
+"""Scores of a task, the same in validation and in the test."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import ConfigError
+from utils.metrics import FScore, MaskIoU, SemanticScores
+
+CLIPS_IN_PUBLISHED_BATCH = 2
+
+BEST_FILES: dict[str, dict[str, Callable[[dict[str, float]], float]]] = {
+    "s4": {"S4_best.pth": lambda scores: scores["miou"]},
+    "ms3": {"MS3_best.pth": lambda scores: scores["miou"]},
+    "avss": {
+        "AVSS_miou_best.pth": lambda scores: scores["miou"],
+        "AVSS_miou_f_best.pth": lambda scores: scores["miou"] + scores["f_score"],
+    },
+}
+"""Weights that training keeps for each task, and the score that chooses their epoch."""
+
+SCALARS: dict[str, tuple[str, ...]] = {
+    "s4": ("miou", "f_score", "f_score_per_batch"),
+    "ms3": ("miou", "f_score", "f_score_per_batch"),
+    "avss": (
+        "miou",
+        "f_score",
+        "miou_foreground",
+        "f_score_foreground",
+        "miou_published_no_background",
+        "f_score_published_no_background",
+    ),
+}
+
+
+class Scores(nn.Module):
+    """The AVSBench metrics of a task.
+
+    Args:
+        task: 's4', 'ms3' or 'avss'.
+        num_classes: K.
+
+    Raises:
+        ConfigError: task and number of classes do not fit.
+    """
+
+    def __init__(self, task: str, num_classes: int) -> None:
+        super().__init__()
+        if (task == "avss") != (num_classes > 1):
+            raise ConfigError(f"task {task} and a model of {num_classes} classes do not fit: see model.head.num_classes.")
+        self.task = task
+        if task == "avss":
+            self.metrics = nn.ModuleDict({"semantic": SemanticScores(num_classes)})
+        else:
+            self.metrics = nn.ModuleDict({"miou": MaskIoU(), "f": FScore()})
+
+    def update(self, logits: Tensor, batch: dict[str, Any], first_clip: int) -> None:
+        """Add a batch.
+
+        Args:
+            logits: (N, K, H, W).
+            batch: of the data module.
+            first_clip: place of the batch's first clip in the split; AVSBench's F is a mean over batches of 2 clips.
+        """
+        masks = batch["masks"].flatten(0, 1)
+        labelled = batch["gt_temporal_mask_flag"].flatten()
+        if self.task == "avss":
+            # Padded frames count as published: all background, and rightly so. Real frames without label do not.
+            padding = batch["vid_temporal_mask_flag"].flatten() == 0
+            self.metrics["semantic"].update(logits, masks, (labelled != 0) | padding)
+            return
+        clips, frames = batch["masks"].shape[:2]
+        published_batch = (first_clip + torch.arange(clips)).repeat_interleave(frames) // CLIPS_IN_PUBLISHED_BATCH
+        self.metrics["miou"].update(logits, masks, labelled)
+        self.metrics["f"].update(logits, masks, labelled, batch_index=published_batch)
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scores over all processes: the scalars named in `SCALARS`, and for avss those of each class."""
+        if self.task == "avss":
+            return dict(self.metrics["semantic"].compute())
+        return {"miou": self.metrics["miou"].compute(), **self.metrics["f"].compute()}
+
+    def scalars(self) -> dict[str, float]:
+        """The scalar scores as numbers."""
+        scores = self.compute()
+        return {name: float(scores[name]) for name in SCALARS[self.task]}

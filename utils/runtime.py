@@ -1,0 +1,134 @@
+"""What every entry point does around its work: paths, user errors, data made on demand. Imports nothing heavy."""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.errors import ConfigError, DataError, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+USER_ERROR = 2
+INTERRUPTED = 130
+
+# The keys of a split's config that name its table, by which missing data is noticed.
+TABLE_KEYS = ("anno_csv", "meta_csv_path")
+
+
+class StopRequested(Exception):
+    """SIGTERM or Ctrl-C: the state is saved and the run ends.
+
+    Args:
+        signal_number: what was received.
+        saved: the checkpoint that holds the state, if any was written.
+    """
+
+    def __init__(self, signal_number: int, saved: Path | None) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
+        self.saved = saved
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run an entry point and exit with its status; a user's mistake becomes one line and status 2, not a traceback."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR)
+    except StopRequested as stop:
+        where = f"the run is saved in {stop.saved}; go on with --resume" if stop.saved else "nothing was saved"
+        if rank() == 0:
+            print(f"\nstopped by signal {stop.signal_number}: {where}", file=sys.stderr, flush=True)
+        sys.exit(128 + stop.signal_number)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # `python train.py ... | head`: the reader left; Python would complain once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def find_file(name: str, what: str) -> Path:
+    """A file named on the command line, from the caller's folder or else from the project's.
+
+    Raises:
+        ConfigError: it is in neither.
+    """
+    for candidate in (Path(name), ROOT / name):
+        if candidate.is_file():
+            return candidate.resolve()
+    raise ConfigError(f"{what} {name} does not exist (looked in {Path.cwd()} and {ROOT}).")
+
+
+def shipped_configs() -> list[str]:
+    """Every config to start from, as paths from the project's folder."""
+    return sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "config").rglob("*.py") if "_base_" not in path.parts
+    )
+
+
+def rank() -> int:
+    """This process's number among all of the run, by what the launcher set; 0 where it is alone."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return 0
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, made where it is missing; other processes wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def missing_tables(cfg: Any) -> list[Path]:
+    """Tables of clips that the config's splits name and the disk lacks."""
+    names = [split[key] for split in cfg.dataset.values() if isinstance(split, Mapping) for key in TABLE_KEYS if key in split]
+    return [Path(name) for name in dict.fromkeys(map(str, names)) if not Path(name).is_file()]
+
+
+def ensure_stamps(cfg: Any, config_path: Path) -> None:
+    """Make the stamps data that a config describes in `stamps`, where its table is missing.
+
+    Processes that start together wait for the one that makes it.
+
+    Raises:
+        DataError: scripts/make_stamps.py failed; its own words come before.
+    """
+    options = cfg.get("stamps")
+    if not options or not missing_tables(cfg):
+        return
+    with file_lock(ROOT / "data" / ".stamps.lock"):
+        if not missing_tables(cfg):
+            return
+        command = [sys.executable, str(ROOT / "scripts" / "make_stamps.py"), *as_arguments(options)]
+        print(f"data: {config_path.name} has none yet; making it: {' '.join(command[1:])}", flush=True)
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if status:
+            raise DataError(f"scripts/make_stamps.py ended with status {status}; its words are above.")
+        if lacking := missing_tables(cfg):
+            raise DataError(f"scripts/make_stamps.py ran and {lacking[0]} is still missing: see `stamps` in {config_path}.")
+
+
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Command-line arguments of a dictionary: `{'train_clips': 9, 'drawn': True}` -> --train-clips 9 --drawn."""
+    arguments: list[str] = []
+    for key, value in options.items():
+        flag = f"--{key.replace('_', '-')}"
+        if value is True:
+            arguments.append(flag)
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            arguments += [flag, *map(str, value)]
+        elif value is not None and value is not False:
+            arguments += [flag, str(value)]
+    return arguments
