@@ -1,8 +1,8 @@
 """MoDAT as it was published, in the parts that the model computes in another way: the yardstick of tests and benchmark.
 
 `dense_published(model)` gives a second model with the same parameters and the same results, in which
- - tokens travel to experts and back through dense one-hot tensors (N, n, E, capacity), and experts run one by one, each on
-   all its places;
+ - tokens travel to experts and back through dense one-hot tensors (N, n, E, capacity), and experts run one by one, each
+   on all its places;
  - the deformable attention is softmax, location arithmetic and grid_sample, step by step;
  - multi-head attention keeps its weights (`need_weights=True`), and so does the picture backbone's;
  - all Q equal queries are decoded;
@@ -16,6 +16,7 @@ Notation: N frames, n tokens a frame, E experts, C channels, Q queries.
 import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +38,8 @@ def dense_published(model: nn.Module) -> nn.Module:
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     dense = copy.deepcopy(model, shared)
     for module in dense.modules():
-        if hasattr(module, "fused_attn"):  # timm's attention
-            module.fused_attn = False
+        if hasattr(module, "fused_attn"):  # timm's attention; a name that mypy does not know
+            setattr(module, "fused_attn", False)  # noqa: B010
     return _replaced(dense)
 
 
@@ -54,6 +55,8 @@ def _replaced(module: nn.Module) -> nn.Module:
 
 class DenseAttention(nn.Module):
     """model.attention.MultiheadAttention by PyTorch's multi_head_attention_forward, which forms the weights."""
+
+    original: MultiheadAttention
 
     def __init__(self, original: MultiheadAttention) -> None:
         super().__init__()
@@ -114,6 +117,8 @@ def attention_with_weights(
 class DenseDeformableAttention(nn.Module):
     """MSDeformAttn with softmax, locations and sampling as separate steps over whole tensors."""
 
+    original: MSDeformAttn
+
     def __init__(self, original: MSDeformAttn) -> None:
         super().__init__()
         self.original = original
@@ -131,6 +136,8 @@ class DenseDeformableAttention(nn.Module):
 
 class FreshPosition(nn.Module):
     """SinePositionalEncoding computed in each call, every pixel's sines and cosines by themselves."""
+
+    original: SinePositionalEncoding
 
     def __init__(self, original: SinePositionalEncoding) -> None:
         super().__init__()
@@ -185,6 +192,8 @@ class DenseTransformer(nn.Module):
 class DenseQueryGenerator(nn.Module):
     """EncoderDecoderGenerator that decodes all Q queries, equal as they are."""
 
+    original: EncoderDecoderGenerator
+
     def __init__(self, original: EncoderDecoderGenerator) -> None:
         super().__init__()
         self.original = original
@@ -204,6 +213,8 @@ class DenseQueryGenerator(nn.Module):
 class DenseMaskPredictor(nn.Module):
     """MaskPredictor with the products (N, Q, H, W) written out, and its MLP as 1x1 convolutions over them."""
 
+    original: MaskPredictor
+
     def __init__(self, original: MaskPredictor) -> None:
         super().__init__()
         self.original = original
@@ -212,7 +223,8 @@ class DenseMaskPredictor(nn.Module):
         """As the original."""
         o = self.original
         answered = torch.einsum("nqc,nchw->nqhw", queries, mask_feature)
-        for number, layer in enumerate(o.layers):
+        for number, module in enumerate(o.layers):
+            layer = cast(nn.Linear, module)
             answered = F.conv2d(answered, layer.weight[..., None, None], layer.bias)
             if number + 1 < len(o.layers):
                 answered = F.relu(answered)
@@ -222,6 +234,8 @@ class DenseMaskPredictor(nn.Module):
 
 class EagerMixer(nn.Module):
     """AVSegFormer's CrossModalMixer with its attention weights formed."""
+
+    original: CrossModalMixer
 
     def __init__(self, original: CrossModalMixer) -> None:
         super().__init__()
@@ -297,16 +311,19 @@ def _second_kept(choice: SecondChoice, share: Tensor, seed: int, training: bool)
 
 
 class DenseMixture(nn.Module):
-    """MixtureOfExperts by dense dispatch: every expert takes all its places, filled or empty, one expert after another."""
+    """MixtureOfExperts by dense dispatch: each expert takes all its places, filled or empty, one after another."""
+
+    router: Top2Router
+    experts: ChannelExperts | SpatialExperts
 
     def __init__(self, original: MixtureOfExperts) -> None:
         super().__init__()
         self.router = original.router
-        self.experts = original.experts
-        if isinstance(original.experts, ChannelExperts):
-            if not original.experts.pad_capacity:
+        self.experts = cast(ChannelExperts | SpatialExperts, original.experts)
+        if isinstance(self.experts, ChannelExperts):
+            if not self.experts.pad_capacity:
                 raise ValueError("the dense reference pads experts with empty places; pad_capacity=False has none")
-        elif original.experts.audio_tokens != "mean":
+        elif self.experts.audio_tokens != "mean":
             raise ValueError("the dense reference has the published single key; audio_tokens='all' has several")
 
     def forward(self, tokens: Tensor, audio_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -314,37 +331,32 @@ class DenseMixture(nn.Module):
         dispatch, combine, balance = dense_routing(self.router, tokens, training=self.training)
         places = torch.einsum("nkc,nkep->enpc", tokens, dispatch)  # (E, N, capacity, C)
         audio = audio_tokens.mean(dim=1, keepdim=True)
-        answers = torch.stack([answer(place, audio) for answer, place in zip(self._each_expert(), places, strict=True)])
-        return torch.einsum("enpc,nkep->nkc", answers, combine), balance
-
-    def _each_expert(self) -> list[Callable[[Tensor, Tensor], Tensor]]:
-        experts = self.experts
-        if isinstance(experts, ChannelExperts):
-            weights = (experts.query_weight, experts.key_value_weight, experts.out_weight, experts.out_bias)
-            return [
-                lambda places, audio, w=w: _channel_expert(places, audio, *w, experts)
-                for w in zip(*(x.unbind(0) for x in weights), strict=True)
-            ]
-        dropout = experts.dropout if self.training else 0.0
-        return [
-            lambda places, audio, w=w: attention_with_weights(
-                places, audio, experts.num_heads, w[0], None, w[1], None, dropout=dropout
-            )
-            for w in zip(experts.in_weight.unbind(0), experts.out_weight.unbind(0), strict=True)
-        ]
+        if isinstance(self.experts, ChannelExperts):
+            answers = _channel_answers(self.experts, places, audio)
+        else:
+            answers = _spatial_answers(self.experts, places, audio)
+        return torch.einsum("enpc,nkep->nkc", torch.stack(answers), combine), balance
 
 
-def _channel_expert(
-    places: Tensor,
-    audio: Tensor,
-    query_weight: Tensor,
-    key_value_weight: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    experts: ChannelExperts,
-) -> Tensor:
-    attended = _eager_attention(F.linear(audio, query_weight), F.linear(places, key_value_weight), experts.num_heads)
-    return places * torch.sigmoid(experts.dropout(F.linear(attended, out_weight, out_bias)))
+def _channel_answers(experts: ChannelExperts, places: Tensor, audio: Tensor) -> list[Tensor]:
+    """Each expert's places (E, N, capacity, C) times its gates, with q, k and v of every place."""
+    # Unbinding costs one stack in the backward pass; indexing would cost a stack of zeros for each expert.
+    weights = (experts.query_weight, experts.key_value_weight, experts.out_weight, experts.out_bias)
+    answers = []
+    for tokens, query, key_value, out, bias in zip(places, *(weight.unbind(0) for weight in weights), strict=True):
+        attended = _eager_attention(F.linear(audio, query), F.linear(tokens, key_value), experts.num_heads)
+        answers.append(tokens * torch.sigmoid(experts.dropout(F.linear(attended, out, bias))))
+    return answers
+
+
+def _spatial_answers(experts: SpatialExperts, places: Tensor, audio: Tensor) -> list[Tensor]:
+    """Each expert's attention from its places (E, N, capacity, C) to the sound, a softmax over one key."""
+    dropout = experts.dropout if experts.training else 0.0
+    weights = zip(places, experts.in_weight.unbind(0), experts.out_weight.unbind(0), strict=True)
+    return [
+        attention_with_weights(tokens, audio, experts.num_heads, w_in, None, w_out, None, dropout=dropout)
+        for tokens, w_in, w_out in weights
+    ]
 
 
 class DenseCSA(nn.Module):
