@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from utils.runtime import ROOT, ensure_stamps, find_file, run, shipped_configs
+from utils.runtime import ROOT, apply_allocator, ensure_stamps, find_file, run, shipped_configs
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -33,6 +33,7 @@ def main() -> int:
     from utils.engine import train
 
     cfg = load_config(config, options.overrides, options.task)
+    apply_allocator(cfg.process.keep_allocator)
     ensure_stamps(cfg, config)
     train(cfg, config.stem, resume=options.resume, overwrite=options.overwrite)
     return 0

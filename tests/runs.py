@@ -24,7 +24,8 @@ model = dict(
         mask_hidden_dim=32,
         head_dims=(16, 8),
         query_generator=dict(
-            type='EncoderDecoderGenerator', num_layers_decoder=1, num_heads=4, hidden_dim=32, early_fusion=dict(type='MTA'),
+            type='EncoderDecoderGenerator', num_layers_decoder=1, num_heads=4, hidden_dim=32,
+            early_fusion=dict(type='MTA', hidden_dim=32),
         ),
         transformer=dict(
             type='Transformer',
@@ -46,7 +47,9 @@ process = dict(
 """
 
 
-def make_data(folder: Path, clips: tuple[int, int, int] = (6, 3, 3), tasks: tuple[str, ...] = ("s4", "ms3", "avss")) -> Path:
+def make_data(
+    folder: Path, clips: tuple[int, int, int] = (6, 3, 3), tasks: tuple[str, ...] = ("s4", "ms3", "avss")
+) -> Path:
     """Drawn data of 64 pixels in all layouts."""
     command = [sys.executable, str(ROOT / "scripts/make_stamps.py"), "--drawn", "--out", str(folder)]
     command += ["--tasks", *tasks, "--clips", *map(str, clips), "--size", "64", "--kinds", "4", "--workers", "1"]
@@ -118,7 +121,9 @@ def write_config(
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment, without what pytest-xdist and launchers left in it."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "SLURM_", "TORCHELASTIC_"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "SLURM_", "TORCHELASTIC_"))
+    }
     for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
         kept.pop(key, None)
     return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MODAT_OPS_BACKEND": "torch", **extra}

@@ -74,7 +74,7 @@ def explain_write_error(error: OSError, folder: Path) -> CheckpointError | None:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's way to disk: atomic, keeps the checkpoint before the last, loads tensors and plain containers only."""
+    """Lightning's way to disk: atomic, keeps the checkpoint before the last, loads no more than tensors and containers."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `path`; what was there stays beside it as `last.previous.ckpt`."""
@@ -88,9 +88,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
         write_atomically(path, write)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint without running anything that it may contain."""
         return read_checkpoint(Path(path), map_location)
 

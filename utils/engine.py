@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dataloader import AVSDataModule
+from dataloader.checks import check_data
 from model import build_model
 from utils.checkpointing import (
     LAST,
@@ -49,6 +50,7 @@ from utils.schedules import build_schedule
 LOSSES = ("total", "iou_loss", "mix_loss", "balance_loss")
 CONFIG_FILE = "config.py"
 NONFINITE_FILE = "nonfinite.json"
+FAULTS_SHOWN = 10
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -292,7 +294,9 @@ class RunData(AVSDataModule):
         loader = super().train_dataloader()
         batches: Any = loader.batch_sampler
         if len(batches) == 0:
-            raise DataError("The train split has no whole batch: lower dataset.train.batch_size, or process.drop_last=False.")
+            raise DataError(
+                "The train split has no whole batch: lower dataset.train.batch_size, or process.drop_last=False."
+            )
         batches.set_epoch(self._start[0])
         batches.skip(self._start[1])
         return loader
@@ -330,6 +334,8 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
     quiet_lightning()
     if rank() == 0:
         prepare_folder(folder, resume=resume, overwrite=overwrite)
+        if process.check_data:
+            refuse_broken_data(cfg)
     found = find_resumable(folder, console.print) if resume else None
     if resume and found is None:
         console.print(f"{folder} holds no checkpoint yet: starting from the beginning")
@@ -337,6 +343,7 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
 
     configure_torch(process)
     seed_everything(process.seed)
+    check_classes(cfg)
     data = RunData(cfg, epoch=position["epoch"], batch=position["batch"])
     data.setup("fit")
     module = build_module(cfg, data.dataset("train").num_classes, folder)
@@ -353,9 +360,7 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
             RunLogger(log, folder, interval=process.log_interval, accumulate=process.accumulate, title=name),
             TrainingProgress(console),
             BestWeights(folder, BEST_FILES[cfg.task]),
-            RunCheckpoint(
-                folder, interval=process.checkpoint_interval, accumulate=process.accumulate, signals=signals
-            ),
+            RunCheckpoint(folder, interval=process.checkpoint_interval, accumulate=process.accumulate, signals=signals),
         ],
     )
     console.print(describe(cfg, module, data, trainer, folder, position))
@@ -366,6 +371,22 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
             log.close()
     report(folder, cfg.task, trainer, console)
     return folder
+
+
+def refuse_broken_data(cfg: Any) -> None:
+    """Look at every file of the data before anything is trained; what was good and has not changed is not read again.
+
+    Raises:
+        DataError: a file is missing, broken, or not what its table says.
+    """
+    faults = check_data(cfg).faults
+    if faults:
+        shown = "".join(f"\n  {fault}" for fault in faults[:FAULTS_SHOWN])
+        more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+        raise DataError(
+            f"the data has {len(faults)} fault{'s' if len(faults) > 1 else ''} (scripts/check_data.py --write-clean-csv "
+            f"makes tables without the bad clips; process.check_data=False trains all the same):{shown}{more}"
+        )
 
 
 def quiet_lightning() -> None:
@@ -390,11 +411,8 @@ def build_module(cfg: Any, num_classes: int, folder: Path) -> AVSModule:
         folder: of the run.
 
     Raises:
-        ConfigError: the model has another number of classes than the data, or cannot be built.
+        ConfigError: the model cannot be built.
     """
-    classes = cfg.model.get("head", {}).get("num_classes", 1)
-    if classes != num_classes:
-        raise ConfigError(f"model.head.num_classes={classes}, but the data set has {num_classes} classes.")
     model = build_model(cfg.model)
     model.set_activation_checkpointing(bool(cfg.process.activation_checkpointing))
     if cfg.process.compile:
@@ -409,18 +427,38 @@ def build_module(cfg: Any, num_classes: int, folder: Path) -> AVSModule:
     )
 
 
+def check_classes(cfg: Any) -> None:
+    """See that the model answers in the classes that the data has.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    classes = cfg.model.get("head", {}).get("num_classes", 1)
+    for name, split in cfg.dataset.items():
+        expected = split.get("num_class", 71) if cfg.task == "avss" else 1
+        if classes != expected:
+            raise ConfigError(f"model.head.num_classes={classes}, but dataset.{name} has {expected} classes.")
+
+
+def check_precision(precision: str, device: str) -> str:
+    """Lightning's name of a precision.
+
+    Raises:
+        ConfigError: the device cannot do it.
+    """
+    if precision == "16" and device == "cpu":
+        raise ConfigError("process.precision=16 needs a GPU; bf16 runs on a CPU as well.")
+    return PRECISIONS[precision]
+
+
 def build_trainer(process: Mapping[str, Any], folder: Path, callbacks: list[Callback]) -> Trainer:
     """Lightning's Trainer as `cfg.process` and the launcher's environment describe it.
 
     Raises:
-        ConfigError: a precision that the machine or the project does not know.
+        ConfigError: the machine lacks what is asked for.
     """
-    precision = PRECISIONS.get(str(process["precision"]))
-    if precision is None:
-        raise ConfigError(f"process.precision={process['precision']!r}: give one of {', '.join(PRECISIONS)}.")
     accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    if precision == "16-mixed" and accelerator == "cpu":
-        raise ConfigError("process.precision=16 needs a GPU; bf16 runs on a CPU as well.")
+    precision = check_precision(process["precision"], "cuda" if accelerator == "gpu" else "cpu")
     devices, num_nodes = processes(process, accelerator)
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -49,7 +49,9 @@ class Scores(nn.Module):
     def __init__(self, task: str, num_classes: int) -> None:
         super().__init__()
         if (task == "avss") != (num_classes > 1):
-            raise ConfigError(f"task {task} and a model of {num_classes} classes do not fit: see model.head.num_classes.")
+            raise ConfigError(
+                f"task {task} and a model of {num_classes} classes do not fit: see model.head.num_classes."
+            )
         self.task = task
         if task == "avss":
             self.metrics = nn.ModuleDict({"semantic": SemanticScores(num_classes)})

@@ -50,7 +50,10 @@ class CsvLog:
             row
             for row in rows
             if len(row) == len(self.columns)
-            and (_step(header, row) < step or (_step(header, row) == step and not (validation_pending and _scores(header, row))))
+            and (
+                _step(header, row) < step
+                or (_step(header, row) == step and not (validation_pending and _scores(header, row)))
+            )
         ]
         replacement = self.path.with_suffix(".tmp")
         with replacement.open("w", newline="") as file:
@@ -96,7 +99,9 @@ class RunLog:
         self.csv.append(row)
         for key, value in row.items():
             if key != "step":
-                self._board.add_scalar(key.replace("_", "/", 1) if key.startswith(("train_", "val_")) else key, value, row["step"])
+                self._board.add_scalar(
+                    key.replace("_", "/", 1) if key.startswith(("train_", "val_")) else key, value, row["step"]
+                )
 
     def flush(self) -> None:
         """Hand TensorBoard's rows to the disk."""

@@ -16,7 +16,6 @@ class TrainingProgress(Callback):
     """Epoch, step, loss parts, clips a second, and the time left of the epoch and of the run.
 
     Args:
-        first_epoch: of this process's part of the run.
         console: where to; default stdout.
     """
 
@@ -57,9 +56,8 @@ class TrainingProgress(Callback):
         left = total - batch_idx - 1
         run_left = left + (trainer.max_epochs - trainer.current_epoch - 1) * total if trainer.max_epochs else left
         parts = " ".join(f"{name.removesuffix('_loss')} {value:.4f}" for name, value in pl_module.last_losses().items())
-        text = (
-            f"{parts} | {self._clips / seconds:.2f} clips/s | epoch {clock(left * a_batch)} run {clock(run_left * a_batch)}"
-        )
+        time_left = f"epoch {clock(left * a_batch)} run {clock(run_left * a_batch)}"
+        text = f"{parts} | {self._clips / seconds:.2f} clips/s | {time_left}"
         self._show(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", batch_idx + 1, total, text)
 
     def on_validation_batch_end(
@@ -73,7 +71,9 @@ class TrainingProgress(Callback):
     ) -> None:
         """Show a validation step."""
         if trainer.is_global_zero:
-            self._show(f"epoch {trainer.current_epoch + 1} validation", batch_idx + 1, int(trainer.num_val_batches[0]), "")
+            self._show(
+                f"epoch {trainer.current_epoch + 1} validation", batch_idx + 1, int(trainer.num_val_batches[0]), ""
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the scores, which stay in the scrolled text."""

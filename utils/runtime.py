@@ -1,6 +1,7 @@
 """What every entry point does around its work: paths, user errors, data made on demand. Imports nothing heavy."""
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import subprocess
@@ -14,6 +15,9 @@ from utils.errors import ConfigError, DataError, UserError
 ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
 INTERRUPTED = 130
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 # The keys of a split's config that name its table, by which missing data is noticed.
 TABLE_KEYS = ("anno_csv", "meta_csv_path")
@@ -68,9 +72,7 @@ def find_file(name: str, what: str) -> Path:
 
 def shipped_configs() -> list[str]:
     """Every config to start from, as paths from the project's folder."""
-    return sorted(
-        str(path.relative_to(ROOT)) for path in (ROOT / "config").rglob("*.py") if "_base_" not in path.parts
-    )
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "config").rglob("*.py") if "_base_" not in path.parts)
 
 
 def rank() -> int:
@@ -80,6 +82,20 @@ def rank() -> int:
         if value.isdigit():
             return int(value)
     return 0
+
+
+def apply_allocator(keep: bool) -> None:
+    """Undo, for `process.keep_allocator=False`, what the launchers' MALLOC_ variables told the C library.
+
+    Args:
+        keep: leave it as the launcher and the user have set it.
+    """
+    if keep or "MALLOC_TRIM_THRESHOLD_" not in os.environ or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and ignore the variables
+    if mallopt is not None:
+        for parameter, value in ((_M_MMAP_THRESHOLD, 128 * 1024), (_M_TRIM_THRESHOLD, 128 * 1024), (_M_TOP_PAD, 0)):
+            mallopt(parameter, value)
 
 
 @contextlib.contextmanager
@@ -93,7 +109,9 @@ def file_lock(path: Path) -> Iterator[None]:
 
 def missing_tables(cfg: Any) -> list[Path]:
     """Tables of clips that the config's splits name and the disk lacks."""
-    names = [split[key] for split in cfg.dataset.values() if isinstance(split, Mapping) for key in TABLE_KEYS if key in split]
+    names = [
+        split[key] for split in cfg.dataset.values() if isinstance(split, Mapping) for key in TABLE_KEYS if key in split
+    ]
     return [Path(name) for name in dict.fromkeys(map(str, names)) if not Path(name).is_file()]
 
 
@@ -117,7 +135,9 @@ def ensure_stamps(cfg: Any, config_path: Path) -> None:
         if status:
             raise DataError(f"scripts/make_stamps.py ended with status {status}; its words are above.")
         if lacking := missing_tables(cfg):
-            raise DataError(f"scripts/make_stamps.py ran and {lacking[0]} is still missing: see `stamps` in {config_path}.")
+            raise DataError(
+                f"scripts/make_stamps.py ran and {lacking[0]} is still missing: see `stamps` in {config_path}."
+            )
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:

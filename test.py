@@ -1,0 +1,139 @@
+"""Score weights: python test.py TASK CONFIG CHECKPOINT [key=value ...]."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from utils.runtime import ROOT, apply_allocator, ensure_stamps, find_file, run, shipped_configs
+
+SOUNDS = ("real", "silence", "noise", "shuffled")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; `checkpoint` and `overrides` are told apart by the equals sign."""
+    parser = argparse.ArgumentParser(
+        prog="test.py",
+        usage="%(prog)s [options] TASK CONFIG CHECKPOINT [key=value ...]",
+        description="Score weights on a split; results go to process.work_dir/<config name>.",
+        epilog="shipped configs:\n  " + "\n  ".join(shipped_configs()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "task", metavar="TASK", choices=("s4", "ms3", "avss"), help="s4, ms3 or avss; must fit the config"
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a Python config; relative paths inside it are from the project"
+    )
+    parser.add_argument(
+        "rest", nargs="*", metavar="CHECKPOINT [key=value ...]", help="weights, published or ours; config overrides"
+    )
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: test")
+    parser.add_argument(
+        "--audio", choices=SOUNDS, default="real", help="the clips' own sound (default), or another in its place"
+    )
+    parser.add_argument("--save-masks", action="store_true", help="write the predicted masks in AVSBench's form")
+    parser.add_argument(
+        "--oracle", action="store_true", help="score, instead of weights, the masks of all objects, sounding or not"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    options.overrides = [word for word in options.rest if "=" in word]
+    checkpoints = [word for word in options.rest if "=" not in word]
+    if len(checkpoints) != (0 if options.oracle else 1):
+        parser.error("give one CHECKPOINT" if not options.oracle else "--oracle scores no CHECKPOINT: leave it out")
+    if options.oracle and options.audio != "real":
+        parser.error("--oracle does not listen: leave --audio out")
+    options.checkpoint = checkpoints[0] if checkpoints else None
+    return options
+
+
+def main() -> int:
+    """Build what is to be scored, score it, write what came out."""
+    options = parse()
+    config = find_file(options.config, "the config")
+    checkpoint = find_file(options.checkpoint, "the checkpoint") if options.checkpoint else None
+    os.chdir(ROOT)
+    # Imported only now: --help and a mistyped path should not wait for torch.
+    from rich.console import Console
+
+    from dataloader import build_dataset
+    from utils.checkpointing import explain_write_error
+    from utils.config import load_config
+    from utils.scoring import EverythingOracle, Predictor, results_table, score, write_results
+    from utils.sounds import ReplacedSound
+
+    cfg = load_config(config, options.overrides, options.task)
+    apply_allocator(cfg.process.keep_allocator)
+    ensure_stamps(cfg, config)
+    folder = Path(cfg.process.work_dir) / config.stem
+    where = f"dataset.{options.split}"
+    dataset = build_dataset(cfg.dataset[options.split], where=where)
+    predictor: Predictor = (
+        EverythingOracle(cfg.dataset[options.split], where) if checkpoint is None else load_predictor(cfg, checkpoint)
+    )
+    kind = "oracle" if checkpoint is None else options.audio
+    title = options.split if kind == "real" else f"{options.split}_{kind}"
+    try:
+        scores = score(
+            predictor,
+            dataset,
+            task=cfg.task,
+            folder=folder,
+            title=title,
+            items=None if options.audio == "real" else ReplacedSound(dataset, options.audio, cfg.process.seed),
+            masks_folder=folder / "masks" / title if options.save_masks else None,
+            workers=cfg.process.num_works,
+            console=Console(),
+        )
+        header: dict[str, Any] = {
+            "task": cfg.task,
+            "config": str(config),
+            "checkpoint": str(checkpoint) if checkpoint else None,
+            "split": options.split,
+            "audio": kind,
+            "clips": len(dataset),
+        }
+        target = folder / f"{title}_metrics.json"
+        write_results(target, header, scores)
+    except OSError as error:
+        explained = explain_write_error(error, folder)
+        if explained is None:
+            raise
+        raise explained from error
+    Console().print(results_table(scores, f"{cfg.task}, {options.split} ({len(dataset)} clips), {kind}"))
+    print(f"written: {target}, {folder / 'pictures' / title}.png")
+    if options.save_masks:
+        print(f"masks: {folder / 'masks' / title}")
+    return 0
+
+
+def load_predictor(cfg: Any, checkpoint: Path) -> Any:
+    """The config's model with the weights of a file."""
+    import torch
+
+    from model import build_model
+    from utils.checkpoint import load_weights
+    from utils.engine import check_classes, check_precision
+    from utils.reproducibility import configure_torch, seed_everything
+    from utils.scoring import ModelPredictor
+
+    configure_torch(cfg.process)
+    seed_everything(cfg.process.seed)
+    check_classes(cfg)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_precision(cfg.process.precision, device.type)
+    # The checkpoint brings all weights; files of pretrained parts need not be at hand.
+    cfg.model.backbone.init_weights_path = None
+    if "vggish" in cfg.model:
+        cfg.model.vggish.pretrained_vggish_model_path = None
+    model = build_model(cfg.model)
+    load_weights(model, checkpoint)
+    if cfg.process.compile:
+        model.compile()
+    return ModelPredictor(model, cfg.task, cfg.process.precision, device)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    run(main)

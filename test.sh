@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Score weights: bash test.sh TASK CONFIG CHECKPOINT [key=value ...]
+set -euo pipefail
+# shellcheck source=scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/launch.sh"
+
+if [ $# -eq 0 ]; then
+    cat <<'USAGE'
+usage: bash test.sh TASK CONFIG CHECKPOINT [options] [key=value ...]
+
+  TASK          s4, ms3 or avss
+  CONFIG        one of those below, or your own
+  CHECKPOINT    weights, published or ours
+  --split S     train, val or test (default)
+  --audio A     real (default), silence, noise, or shuffled: each clip hears another one's sound
+  --save-masks  write the predicted masks in AVSBench's form
+  --oracle      instead of CHECKPOINT: score the masks of all objects, sounding or not (stamps data)
+  key=value     any key of the config
+
+USAGE
+    modat_configs
+    exit 2
+fi
+NNODES=1 modat_launch test.py "$@"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Train a model: bash train.sh TASK CONFIG [key=value ...]
+set -euo pipefail
+# shellcheck source=scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/launch.sh"
+
+if [ $# -eq 0 ]; then
+    cat <<'USAGE'
+usage: bash train.sh TASK CONFIG [--resume | --overwrite] [key=value ...]
+
+  TASK         s4, ms3 or avss
+  CONFIG       one of those below, or your own
+  --resume     go on from the run's last checkpoint
+  --overwrite  delete the run in work_dir/<config name>, and start anew
+  key=value    any key of the config: process.train_epochs=3 optimizer.lr=1e-4
+
+Makes the environment and, for the *_stamps.py configs, the data, where they are missing. Uses all GPUs of this machine;
+several machines: NNODES=4 NODE_RANK=0..3 MASTER_ADDR=host bash train.sh ..., or srun bash train.sh ... under SLURM.
+
+USAGE
+    modat_configs
+    exit 2
+fi
+modat_launch train.py "$@"

@@ -1,0 +1,69 @@
+"""Another sound for the same pictures: what a model's hearing is worth shows when it is deceived."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dataloader import AudioVisualDataset
+from dataloader.audio import SAMPLE_RATE, log_mel, samples_for_patches
+from utils.errors import DataError
+from utils.reproducibility import step_seed
+
+NOISE_LEVEL = 0.1
+"""Standard deviation of the noise, full scale = 1; about that of loud speech."""
+
+
+class ReplacedSound(Dataset[dict[str, Any]]):
+    """A data set with the sound of every clip replaced, before the model hears it.
+
+    Args:
+        dataset: where pictures and masks come from.
+        sound: 'silence' (the log-mel of zeros), 'noise' (white, drawn for each clip) or 'shuffled' (each clip gets the
+            sound of another one; every sound is used once).
+        seed: of the draws.
+
+    Raises:
+        DataError: a single clip cannot be shuffled.
+    """
+
+    def __init__(self, dataset: AudioVisualDataset, sound: str, seed: int) -> None:
+        self.dataset = dataset
+        self.sound = sound
+        self.seed = seed
+        if sound == "shuffled" and len(dataset) < 2:
+            raise DataError("--audio shuffled needs a split of two clips or more.")
+        self.other = derangement(len(dataset), seed)
+
+    def __len__(self) -> int:
+        """Clips."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The item, with another log-mel in its real frames."""
+        item = self.dataset[index]
+        real = len(self.dataset.clips[index].frames)
+        replaced = torch.zeros_like(item["log_mel"])
+        replaced[:real] = self._log_mel(index, real)
+        return {**item, "log_mel": replaced}
+
+    def _log_mel(self, index: int, patches: int) -> Tensor:
+        if self.sound == "shuffled":
+            other = self.dataset.read_log_mel(self.dataset.clips[self.other[index]])
+            # Clips of avss are 5 or 10 seconds long: a shorter sound is heard twice.
+            return other[torch.arange(patches) % len(other)]
+        waveform = torch.zeros(samples_for_patches(patches))
+        if self.sound == "noise":
+            generator = torch.Generator().manual_seed(step_seed(self.seed, index))
+            waveform = NOISE_LEVEL * torch.randn(waveform.shape, generator=generator)
+        return log_mel(waveform, SAMPLE_RATE)
+
+
+def derangement(count: int, seed: int) -> list[int]:
+    """A seeded permutation in which nothing stays where it is: one random ring through all numbers."""
+    ring = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    following = [0] * count
+    for place, number in enumerate(ring):
+        following[number] = ring[(place + 1) % count]
+    return following
