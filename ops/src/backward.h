@@ -9,7 +9,7 @@ MODAT_INLINE int64_t padded_channels(const Problem& p) {
 
 // One query of a slice: adds to the rows of grad_value and leaves the corner products <value corner, grad_out> in s.dot.
 template <class T, int W, int NV>
-MODAT_INLINE void scatter(const T* value, T* grad_value, const T* grad_out, const Samples<T, W>& s, int64_t vectors) {
+MODAT_INLINE void scatter(const T* value, T* grad_value, const T* grad_out, const Samples<T, W>& s, int64_t at, int64_t vectors) {
   using S = Simd<T, W>;
   using V = typename S::V;
   constexpr int group = W / 4;  // samples whose 4 products fill a vector
@@ -27,9 +27,9 @@ MODAT_INLINE void scatter(const T* value, T* grad_value, const T* grad_out, cons
       }
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) {
-        const T weight = s.weight[c][k];
-        const T* corner = value + s.offset[c][k];
-        T* grad_corner = grad_value + s.offset[c][k];
+        const T weight = s.weight[c][at + k];
+        const T* corner = value + s.offset[c][at + k];
+        T* grad_corner = grad_value + s.offset[c][at + k];
         V dot{};
         if constexpr (NV > 0) {
 #pragma GCC unroll 16
@@ -48,26 +48,26 @@ MODAT_INLINE void scatter(const T* value, T* grad_value, const T* grad_out, cons
       }
     }
     const V sums = S::sums(product);
-    for (int c = 0; c < 4; ++c) __builtin_memcpy(s.dot[c] + first, (const T*)&sums + c * group, group * sizeof(T));
+    for (int c = 0; c < 4; ++c) __builtin_memcpy(s.dot[c] + at + first, (const T*)&sums + c * group, group * sizeof(T));
   }
 }
 
 // From corner products to the gradients of locations and weights (or offsets and logits).
 template <class T, int W>
-MODAT_INLINE void finish(Samples<T, W>& s, T* grad_points, T* grad_weights, bool fused) {
+MODAT_INLINE void finish(const Samples<T, W>& s, int64_t at, T* grad_points, T* grad_weights, bool fused) {
   using S = Simd<T, W>;
   using V = typename S::V;
   V mean{};
   for (int64_t k = 0; k < s.padded; k += W) {
-    const V near_x = S::load(s.x_near + k), far_x = S::load(s.x_far + k);
-    const V near_y = S::load(s.y_near + k), far_y = S::load(s.y_far + k);
-    const V dot0 = S::load(s.dot[0] + k), dot1 = S::load(s.dot[1] + k);
-    const V dot2 = S::load(s.dot[2] + k), dot3 = S::load(s.dot[3] + k);
-    const V attention = S::load(s.attention + k);
+    const V near_x = S::load(s.x_near + at + k), far_x = S::load(s.x_far + at + k);
+    const V near_y = S::load(s.y_near + at + k), far_y = S::load(s.y_far + at + k);
+    const V dot0 = S::load(s.dot[0] + at + k), dot1 = S::load(s.dot[1] + at + k);
+    const V dot2 = S::load(s.dot[2] + at + k), dot3 = S::load(s.dot[3] + at + k);
+    const V attention = S::load(s.attention + at + k);
     const V left = near_y * dot0 + far_y * dot2, right = near_y * dot1 + far_y * dot3;
     const V top = near_x * dot0 + far_x * dot1, bottom = near_x * dot2 + far_x * dot3;
-    V x = attention * (S::load(s.has_right + k) * right - S::load(s.has_left + k) * left);
-    V y = attention * (S::load(s.has_bottom + k) * bottom - S::load(s.has_top + k) * top);
+    V x = attention * (S::load(s.has_right + at + k) * right - S::load(s.has_left + at + k) * left);
+    V y = attention * (S::load(s.has_bottom + at + k) * bottom - S::load(s.has_top + at + k) * top);
     if (!fused) {
       x *= S::load(s.level_width + k);
       y *= S::load(s.level_height + k);
@@ -80,7 +80,7 @@ MODAT_INLINE void finish(Samples<T, W>& s, T* grad_points, T* grad_weights, bool
     const V weight = near_x * left + far_x * right;
     if (fused) {
       mean += attention * weight;
-      S::store(s.weight[0] + k, weight);  // the corner weights are used up
+      S::store(s.weight[0] + at + k, weight);  // the corner weights are used up
     } else {
       S::store_n(grad_weights + k, weight, s.count - k);
     }
@@ -88,7 +88,7 @@ MODAT_INLINE void finish(Samples<T, W>& s, T* grad_points, T* grad_weights, bool
   if (!fused) return;
   mean = S::total(mean);
   for (int64_t k = 0; k < s.padded; k += W) {
-    S::store_n(grad_weights + k, S::load(s.attention + k) * (S::load(s.weight[0] + k) - mean), s.count - k);
+    S::store_n(grad_weights + k, S::load(s.attention + at + k) * (S::load(s.weight[0] + at + k) - mean), s.count - k);
   }
 }
 
@@ -115,6 +115,8 @@ void unpack(const Problem& p, int64_t n, int64_t m, const T* grad_value) {
   }
 }
 
+constexpr int64_t together = 4;  // queries whose tables are made at once
+
 template <class T, int W, int Channels, class Stored>
 void backward_slices(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   using S = Simd<T, W>;
@@ -124,21 +126,31 @@ void backward_slices(const Problem& p, int64_t begin, int64_t end, void* scratch
   T* value = (T*)scratch;
   T* grad_value = value + p.rows * stride;
   T* grad_out = grad_value + p.rows * stride;
-  Table s(p, grad_out + stride, stride);
+  Table s(p, grad_out + stride, stride, together);
   for (int64_t slice = begin; slice < end; ++slice) {
     const int64_t n = slice / p.heads, m = slice % p.heads;
     pack<T, W, Stored>(p, n, m, value, grad_value);
-    for (int64_t q = 0; q < p.queries; ++q) {
-      const T* points = (const T*)p.samples + n * p.samples_n + q * p.samples_q + m * 2 * s.count;
-      const T* weights = (const T*)p.weights + n * p.weights_n + q * p.weights_q + m * s.count;
-      const Stored* incoming = (const Stored*)p.grad_out + n * p.grad_out_n + q * p.grad_out_q + m * p.channels;
-      for (int64_t d = 0; d < p.channels; d += W) S::store(grad_out + d, S::load_n(incoming + d, p.channels - d));
-      if (fused) Table::set_reference(s, p, n, q);
-      Table::set_attention(s, weights, fused);
-      Table::template set_corners<true>(s, points, fused);
-      scatter<T, W, Channels / W>(value, grad_value, grad_out, s, stride / W);
-      const int64_t head = ((n * p.queries + q) * p.heads + m) * s.count;
-      finish<T, W>(s, (T*)p.grad_samples + 2 * head, (T*)p.grad_weights + head, fused);
+    for (int64_t first = 0; first < p.queries; first += together) {
+      const int64_t last = first + together < p.queries ? first + together : p.queries;
+      const T* weights = (const T*)p.weights + n * p.weights_n + m * s.count;
+      const T* points = (const T*)p.samples + n * p.samples_n + 2 * m * s.count;
+      const Stored* incoming = (const Stored*)p.grad_out + n * p.grad_out_n + m * p.channels;
+      for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) {
+        Table::set_attention(s, weights + q * p.weights_q, fused, at);
+      }
+      for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) {
+        if (fused) Table::set_reference(s, p, n, q, at);
+        Table::template set_corners<true>(s, points + q * p.samples_q, fused, at, at);
+      }
+      for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) {
+        const Stored* row = incoming + q * p.grad_out_q;
+        for (int64_t d = 0; d < p.channels; d += W) S::store(grad_out + d, S::load_n(row + d, p.channels - d));
+        scatter<T, W, Channels / W>(value, grad_value, grad_out, s, at, stride / W);
+      }
+      for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) {
+        const int64_t head = ((n * p.queries + q) * p.heads + m) * s.count;
+        finish<T, W>(s, at, (T*)p.grad_samples + 2 * head, (T*)p.grad_weights + head, fused);
+      }
     }
     unpack<T, W, Stored>(p, n, m, grad_value);
   }
@@ -155,5 +167,5 @@ void backward(const Problem& p, int64_t begin, int64_t end, void* scratch) {
 
 template <class T, int W>
 int64_t backward_scratch(const Problem& p) {
-  return (2 * p.rows + 1) * padded_channels<T, W>(p) * (int64_t)sizeof(T) + Samples<T, W>::bytes(p);
+  return (2 * p.rows + 1) * padded_channels<T, W>(p) * (int64_t)sizeof(T) + Samples<T, W>::bytes(p, together);
 }

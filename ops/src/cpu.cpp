@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <string>
+#include <string_view>
 
 #include "library.h"
 
@@ -13,8 +14,8 @@ namespace {
 // MODAT_CPU_CAPABILITY=portable|avx2|avx512 asks for less than the processor has, for tests and comparisons.
 Kernels choose(Storage storage) {
 #if defined(__x86_64__)
-  static const char* wanted = std::getenv("MODAT_CPU_CAPABILITY");
-  static const std::string most = wanted ? wanted : "avx512";
+  const char* wanted = std::getenv("MODAT_CPU_CAPABILITY");
+  const std::string_view most = wanted ? wanted : "avx512";
   static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");

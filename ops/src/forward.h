@@ -2,14 +2,14 @@
 
 // Weighted sum of all corners of one head, for NV vectors of channels starting at `value`.
 template <class T, int W, int NV, class Stored>
-MODAT_INLINE void gather(const Stored* value, const Samples<T, W>& s, Stored* out) {
+MODAT_INLINE void gather(const Stored* value, const Samples<T, W>& s, int64_t at, Stored* out) {
   using S = Simd<T, W>;
   using V = typename S::V;
   // Separate sums for the corners hide the latency of the additions, as far as there are registers for them.
   constexpr int fit = MODAT_REGISTERS / 2 / NV;
   constexpr int sets = fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
   V sum[sets][NV] = {};
-  for (int64_t k = 0; k < s.count; ++k) {
+  for (int64_t k = at; k < at + s.count; ++k) {
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
       const T weight = s.weight[c][k];
@@ -28,10 +28,10 @@ MODAT_INLINE void gather(const Stored* value, const Samples<T, W>& s, Stored* ou
 
 // The channels that do not fill a vector.
 template <class T, int W, class Stored>
-MODAT_INLINE void gather_rest(const Stored* value, const Samples<T, W>& s, Stored* out, int64_t channels) {
+MODAT_INLINE void gather_rest(const Stored* value, const Samples<T, W>& s, int64_t at, Stored* out, int64_t channels) {
   using S = Simd<T, W>;
   typename S::V sum{};
-  for (int64_t k = 0; k < s.count; ++k) {
+  for (int64_t k = at; k < at + s.count; ++k) {
     for (int c = 0; c < 4; ++c) sum += s.weight[c][k] * S::load_n(value + s.offset[c][k], channels);
   }
   S::store_n(out, sum, channels);
@@ -41,26 +41,27 @@ template <class T, int W, int Channels, class Stored>
 void forward_rows(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   using Table = Samples<T, W>;
   const bool fused = p.reference != nullptr;
-  Table s(p, scratch, p.value_l);
+  Table s(p, scratch, p.value_l, p.heads);
   for (int64_t index = begin; index < end; ++index) {
     const int64_t n = index / p.queries, q = index % p.queries;
     const T* points = (const T*)p.samples + n * p.samples_n + q * p.samples_q;
     const T* weights = (const T*)p.weights + n * p.weights_n + q * p.weights_q;
     const Stored* value = (const Stored*)p.value + n * p.value_n;
     Stored* out = (Stored*)p.out + index * p.heads * p.channels;
-    if (fused) Table::set_reference(s, p, n, q);
+    if (fused) Table::set_reference(s, p, n, q, 0);
+    for (int64_t m = 0; m < p.heads; ++m) Table::set_attention(s, weights + m * s.count, fused, m * s.padded);
     for (int64_t m = 0; m < p.heads; ++m) {
-      Table::set_attention(s, weights, fused);
-      Table::template set_corners<false>(s, points, fused);
+      Table::template set_corners<false>(s, points + 2 * m * s.count, fused, m * s.padded, 0);
+    }
+    for (int64_t at = 0; at < p.heads * s.padded; at += s.padded, value += p.value_m, out += p.channels) {
       if constexpr (Channels > 0) {
-        gather<T, W, Channels / W>(value, s, out);
+        gather<T, W, Channels / W>(value, s, at, out);
       } else {
         int64_t d = 0;
-        for (; d + 4 * W <= p.channels; d += 4 * W) gather<T, W, 4>(value + d, s, out + d);
-        for (; d + W <= p.channels; d += W) gather<T, W, 1>(value + d, s, out + d);
-        if (d < p.channels) gather_rest<T, W>(value + d, s, out + d, p.channels - d);
+        for (; d + 4 * W <= p.channels; d += 4 * W) gather<T, W, 4>(value + d, s, at, out + d);
+        for (; d + W <= p.channels; d += W) gather<T, W, 1>(value + d, s, at, out + d);
+        if (d < p.channels) gather_rest<T, W>(value + d, s, at, out + d, p.channels - d);
       }
-      points += 2 * s.count, weights += s.count, value += p.value_m, out += p.channels;
     }
   }
 }
@@ -76,5 +77,5 @@ void forward(const Problem& p, int64_t begin, int64_t end, void* scratch) {
 
 template <class T, int W>
 int64_t forward_scratch(const Problem& p) {
-  return Samples<T, W>::bytes(p);
+  return Samples<T, W>::bytes(p, p.heads);
 }
