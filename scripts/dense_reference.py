@@ -320,17 +320,16 @@ class DenseMixture(nn.Module):
         super().__init__()
         self.router = original.router
         self.experts = cast(ChannelExperts | SpatialExperts, original.experts)
-        if isinstance(self.experts, ChannelExperts):
-            if not self.experts.pad_capacity:
-                raise ValueError("the dense reference pads experts with empty places; pad_capacity=False has none")
-        elif self.experts.audio_tokens != "mean":
-            raise ValueError("the dense reference has the published single key; audio_tokens='all' has several")
+        if isinstance(self.experts, ChannelExperts) and not self.experts.pad_capacity:
+            raise ValueError("the dense reference pads experts with empty places; pad_capacity=False has none")
 
     def forward(self, tokens: Tensor, audio_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """As the original."""
         dispatch, combine, balance = dense_routing(self.router, tokens, training=self.training)
         places = torch.einsum("nkc,nkep->enpc", tokens, dispatch)  # (E, N, capacity, C)
         audio = audio_tokens.mean(dim=1, keepdim=True)
+        if isinstance(self.experts, SpatialExperts) and self.experts.audio_tokens == "all":
+            audio = audio_tokens
         if isinstance(self.experts, ChannelExperts):
             answers = _channel_answers(self.experts, places, audio)
         else:
@@ -350,7 +349,7 @@ def _channel_answers(experts: ChannelExperts, places: Tensor, audio: Tensor) -> 
 
 
 def _spatial_answers(experts: SpatialExperts, places: Tensor, audio: Tensor) -> list[Tensor]:
-    """Each expert's attention from its places (E, N, capacity, C) to the sound, a softmax over one key."""
+    """Each expert's attention from its places (E, N, capacity, C) to the sound, as published a softmax over one key."""
     dropout = experts.dropout if experts.training else 0.0
     weights = zip(places, experts.in_weight.unbind(0), experts.out_weight.unbind(0), strict=True)
     return [

@@ -51,6 +51,7 @@ CASES = {
     "71 classes": dict(classes=71),
     "channel only": dict(branches="channel"),
     "spatial only": dict(branches="spatial"),
+    "all audio tokens": dict(audio_tokens="all"),
     "AVSegFormer": dict(generator="AttentionGenerator", fusion="CrossModalMixer"),
 }
 
