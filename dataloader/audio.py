@@ -57,11 +57,11 @@ def log_mel(waveform: npt.ArrayLike | Tensor, sample_rate: int) -> Tensor:
     samples = samples.astype(np.float64) / 32768.0 if samples.dtype == np.int16 else samples.astype(np.float64)
     if samples.ndim == 2:
         samples = samples.mean(axis=1)
-    if sample_rate != SAMPLE_RATE and len(samples):
+    if len(samples) * SAMPLE_RATE < samples_for_patches(1) * sample_rate:
+        return torch.zeros(0, *PATCH_SHAPE)
+    if sample_rate != SAMPLE_RATE:
         samples = resampy.resample(samples, sample_rate, SAMPLE_RATE, filter="kaiser_best")
     signal = torch.from_numpy(np.ascontiguousarray(samples))
-    if len(signal) < samples_for_patches(1):
-        return torch.zeros(0, *PATCH_SHAPE)
     frames = signal.unfold(0, WINDOW_LENGTH, HOP_LENGTH)  # (frames, WINDOW_LENGTH)
     window = torch.hann_window(WINDOW_LENGTH, periodic=True, dtype=torch.float64)
     magnitude = torch.fft.rfft(frames * window, n=FFT_LENGTH).abs()  # (frames, FFT_LENGTH / 2 + 1)

@@ -208,9 +208,11 @@ def check_clip(dataset: AudioVisualDataset, clip: Clip, split: str) -> Iterator[
             size, faults = attempt(kind, read)
             sizes[kind].append(size)
             yield from faults
-        if len({size for size in sizes[kind] if size is not None}) > 1:
-            seen = ", ".join(sorted({f"{size[0]} x {size[1]}" for size in sizes[kind] if size is not None}))
+        different = {size for size in sizes[kind] if size is not None}
+        if len(different) > 1:
+            seen = ", ".join(sorted(f"{width} x {height}" for width, height in different))
             yield Fault(split, clip.name, kind, f"the {kind} in {folder} have different sizes: {seen}.", clip.row)
+            sizes[kind] = []
     for path, frame, mask in zip(clip.masks, sizes["frames"], sizes["masks"], strict=False):
         if frame and mask and abs(frame[0] * mask[1] / (frame[1] * mask[0]) - 1) > _ASPECT_TOLERANCE:
             shapes = f"{mask[0]} x {mask[1]} pixels and its frame {frame[0]} x {frame[1]}"

@@ -35,6 +35,7 @@ from scripts.stamps.library import PACKAGE, Library, drawn_library, fetch_stamps
 from utils.errors import DataError, UserError  # noqa: E402
 
 _CHUNK = 8
+_VERSION = 1  # of what the scripts draw for the same settings
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _claimed(out: Path, task: str) -> Any:
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
-    return {**vars(settings), "clips": list(settings.clips)}
+    return {**vars(settings), "clips": list(settings.clips), "version": _VERSION}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
