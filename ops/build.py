@@ -106,7 +106,7 @@ def _prebuilt(library: Library) -> Path | None:
     spec = importlib.util.find_spec(PREBUILT)
     if spec is None or spec.origin is None:
         return None
-    path = Path(spec.origin).parent / f"{library}-{fingerprint()}.so"
+    path = Path(spec.origin).parent / f"{library}-{fingerprint(library)}.so"
     if not path.exists() and any(path.parent.glob(f"{library}-*.so")):
         logger.info("%s was built for another PyTorch or other sources: run `pip install ./ops` again", path.parent)
     return path if path.exists() else None
@@ -189,6 +189,7 @@ def compile_here(library: Library, target: Path) -> None:
             sources=[str(FOLDER / "src" / source) for source in SOURCES[library]],
             extra_cflags=flags,
             extra_cuda_cflags=nvcc_flags,
+            extra_include_paths=_toolkit_headers() if library == "cuda" else [],
             extra_ldflags=["-fopenmp", "-s"] if linux else ["-undefined", "dynamic_lookup"],
             build_directory=objects,
             with_cuda=library == "cuda",
@@ -215,15 +216,16 @@ def tag(library: Library) -> str:
     parts = [compiler, platform.machine()]
     if library == "cuda":
         parts += [str(torch.version.cuda), *cuda_architectures()]
-    return f"{fingerprint()}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
+    return f"{fingerprint(library)}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
 
 @functools.cache
-def fingerprint() -> str:
-    """PyTorch's version and a hash of the sources."""
+def fingerprint(library: Library) -> str:
+    """PyTorch's version and a hash of the library's sources."""
     digest = hashlib.sha256()
     for path in sorted((FOLDER / "src").iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        if library == "cuda" or not path.name.startswith("cuda"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return f"torch{torch.__version__}-{digest.hexdigest()[:12]}"
 
 
@@ -244,6 +246,16 @@ def _nvcc() -> str:
     if nvcc is None or not nvcc.exists():
         raise BuildError(f"there is no nvcc; install the CUDA {torch.version.cuda} toolkit, or point CUDA_HOME at it")
     return str(nvcc)
+
+
+def _toolkit_headers() -> list[str]:
+    """Where nvcc has its headers, if not where PyTorch looks: nvcc may be a link or a script outside its toolkit."""
+    nvcc = Path(_nvcc())
+    if (nvcc.parent.parent / "include" / "cuda_runtime.h").exists():
+        return []
+    steps = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    tops = [line.partition("TOP=")[2].strip() for line in steps.splitlines() if "TOP=" in line]
+    return [str(Path(top) / "include") for top in tops]
 
 
 def _ninja_folders() -> Iterator[str]:

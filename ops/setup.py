@@ -27,7 +27,7 @@ spec.loader.exec_module(build)
 folder = pathlib.Path(sys.argv[2])
 for library in build.LIBRARIES if torch.cuda.is_available() else ("cpu",):
     try:
-        build.build(library, folder / f"{library}-{build.fingerprint()}.so")
+        build.build(library, folder / f"{library}-{build.fingerprint(library)}.so")
     except build.BuildError as error:
         if library == "cpu":
             sys.exit(f"error: {error}")

@@ -61,8 +61,9 @@ struct Call {
     check();
     constexpr int64_t most = INT32_MAX;  // offsets inside one frame are 32-bit numbers
     if (value.stride(1) * value.size(1) > most) value = value.contiguous();
-    TORCH_CHECK_VALUE(value.stride(1) * value.size(1) <= most, "modat: one frame of value has L * M * D = ",
-                      value.stride(1) * value.size(1), " numbers, the kernels take ", most, "; use backend='torch'");
+    const int64_t frame = value.size(1) * value.size(2) * value.size(3);
+    TORCH_CHECK_VALUE(frame <= most, "modat: one frame of value has L * M * D = ", frame, " numbers, the kernels take ", most,
+                      "; use backend='torch'");
     Problem& p = problem;
     p.batch = value.size(0), p.rows = value.size(1), p.heads = value.size(2), p.channels = value.size(3);
     p.queries = samples.size(1), p.levels = samples.size(3), p.points = samples.size(4);

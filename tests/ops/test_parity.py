@@ -14,19 +14,19 @@ import ops
 from ops.reference import ms_deform_attn_fused_torch, ms_deform_attn_torch
 
 CAPABILITIES = ("avx512", "avx2", "portable")
-DEVICES = [
-    *(pytest.param(("cpu", name), marks=pytest.mark.usefixtures("cpu_kernel"), id=name) for name in CAPABILITIES),
-    pytest.param(
-        ("cuda", ""),
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-    ),
-]
+CUDA = pytest.param(
+    ("cuda", ""),
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+    id="cuda",
+)
+DEVICES = [*(pytest.param(("cpu", name), id=name) for name in CAPABILITIES), CUDA]
 
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name, capability = request.param
     if capability:
+        request.getfixturevalue("cpu_kernel")
         monkeypatch.setenv("MODAT_CPU_CAPABILITY", capability)
         if torch.ops.modat.cpu_capability() != capability:
             pytest.skip(f"this processor has no {capability}")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import ops
 from ops.library import has_kernel
@@ -67,7 +68,7 @@ def test_compiles_without_a_graph_break(backend):
 def test_compiles_once_for_all_batch_sizes():
     layer, _, reference, memory = layer_and_inputs()
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(layer, fullgraph=True, backend=counter, dynamic=True)
     for batch in (2, 3, 5):
         query = torch.randn(batch, 5, 32)
@@ -149,7 +150,7 @@ BAD = {
     "three axes": (dict(value=torch.zeros(2, 16, 10)), ValueError, r"\(2, 16, 10\)"),
     "integer": (dict(value=torch.zeros(2, 16, 2, 5, dtype=torch.int64)), TypeError, "torch.int64"),
     "heads": (dict(points=torch.zeros(2, 3, 4, 2, 2, 2)), ValueError, r"M = 2 of value.*\(2, 3, 4, 2, 2, 2\)"),
-    "batch": (dict(points=torch.zeros(1, 3, 2, 2, 2, 2)), ValueError, "N = 2 of value"),
+    "batch": (dict(points=torch.zeros(1, 3, 2, 2, 2, 2)), ValueError, "N = 2, M = 2 of value"),
     "weights": (dict(weights=torch.zeros(2, 3, 2, 2, 3)), ValueError, r"\(2, 3, 2, 2, 2\) of sampling_locations"),
     "dtype": (dict(weights=torch.zeros(2, 3, 2, 2, 2).double()), TypeError, "torch.float64, value torch.float32"),
     "device": (dict(points=torch.zeros(2, 3, 2, 2, 2, 2, device="meta")), ValueError, "on meta, value on cpu"),

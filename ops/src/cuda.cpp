@@ -1,0 +1,74 @@
+// The CUDA kernels as operators.
+#include <ATen/Context.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "cuda_kernels.h"
+#include "library.h"
+
+namespace modat {
+namespace {
+
+void check_levels(const Problem& p) {
+  TORCH_CHECK_VALUE(p.levels <= most_levels, "modat: the CUDA kernels take up to ", most_levels, " levels, got ", p.levels,
+                    "; use backend='torch'");
+}
+
+Tensor forward(Call call) {
+  Problem& p = call.problem;
+  check_levels(p);
+  const c10::cuda::CUDAGuard guard(call.value.device());
+  Tensor out = at::empty({p.batch, p.queries, p.heads * p.channels}, call.value.options());
+  if (out.numel() == 0) return out;
+  p.out = out.mutable_data_ptr();
+  void* stream = c10::cuda::getCurrentCUDAStream().stream();
+  C10_CUDA_CHECK(static_cast<cudaError_t>(cuda_forward(p, storage_of(call.value), stream)));
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(Call call, const Tensor& grad) {
+  check_levels(call.problem);
+  const c10::cuda::CUDAGuard guard(call.value.device());
+  Gradients grads(call, grad);
+  const Problem& p = call.problem;
+  const Tensor sum = at::zeros(call.value.sizes(), call.value.options().dtype(work_type(call.value)));
+  if (p.batch * p.queries > 0) {
+    void* stream = c10::cuda::getCurrentCUDAStream().stream();
+    const bool deterministic = at::globalContext().deterministicAlgorithms();
+    C10_CUDA_CHECK(static_cast<cudaError_t>(
+        cuda_backward(p, storage_of(call.value), sum.mutable_data_ptr(), deterministic, stream)));
+  }
+  return {sum.to(call.value.scalar_type()), grads.samples, grads.weights};
+}
+
+Tensor plain(const Tensor& value, at::IntArrayRef shapes, const Tensor& locations, const Tensor& weights) {
+  return forward(Call(value, shapes, locations, weights, {}));
+}
+
+Tensor fused(const Tensor& value, at::IntArrayRef shapes, const Tensor& reference, const Tensor& offsets,
+             const Tensor& logits) {
+  return forward(Call(value, shapes, offsets, logits, reference));
+}
+
+std::tuple<Tensor, Tensor, Tensor> plain_backward(const Tensor& grad, const Tensor& value, at::IntArrayRef shapes,
+                                                  const Tensor& locations, const Tensor& weights) {
+  return backward(Call(value, shapes, locations, weights, {}), grad);
+}
+
+std::tuple<Tensor, Tensor, Tensor> fused_backward(const Tensor& grad, const Tensor& value, at::IntArrayRef shapes,
+                                                  const Tensor& reference, const Tensor& offsets, const Tensor& logits) {
+  return backward(Call(value, shapes, offsets, logits, reference), grad);
+}
+
+}  // namespace
+}  // namespace modat
+
+TORCH_LIBRARY_IMPL(modat, CUDA, m) {
+  m.impl("ms_deform_attn", modat::plain);
+  m.impl("ms_deform_attn_fused", modat::fused);
+  m.impl("ms_deform_attn_backward", modat::plain_backward);
+  m.impl("ms_deform_attn_fused_backward", modat::fused_backward);
+}
