@@ -39,7 +39,7 @@ model = dict(
     ),
 )
 dataset = {dataset}
-optimizer = dict(lr=1e-3)
+optimizer = dict(lr=1e-3, eps={eps})
 process = dict(
     num_works={workers}, train_epochs=2, freeze_epochs={freeze_epochs}, work_dir={work_dir!r}, log_interval=1,
     check_data=False, cache_features=False, {process}
@@ -96,6 +96,7 @@ def write_config(
     workers: int = 0,
     freeze_epochs: int = 1,
     freeze_audio: bool = True,
+    eps: float = 1e-8,
     process: str = "",
 ) -> Path:
     """A config of a tiny model on drawn data; its runs are in `work_dir` beside it."""
@@ -112,6 +113,7 @@ def write_config(
             dataset=dataset_cfg(data, task, batch_size),
             workers=workers,
             freeze_epochs=freeze_epochs,
+            eps=eps,
             work_dir=str(path.parent / "work_dir"),
             process=process,
         )

@@ -74,7 +74,7 @@ def explain_write_error(error: OSError, folder: Path) -> CheckpointError | None:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's way to disk: atomic, keeps the checkpoint before the last, loads no more than tensors and containers."""
+    """Lightning's way to disk: atomic, keeps the checkpoint before the last, loads tensors and containers alone."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `path`; what was there stays beside it as `last.previous.ckpt`."""

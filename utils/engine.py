@@ -384,8 +384,8 @@ def refuse_broken_data(cfg: Any) -> None:
         shown = "".join(f"\n  {fault}" for fault in faults[:FAULTS_SHOWN])
         more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
         raise DataError(
-            f"the data has {len(faults)} fault{'s' if len(faults) > 1 else ''} (scripts/check_data.py --write-clean-csv "
-            f"makes tables without the bad clips; process.check_data=False trains all the same):{shown}{more}"
+            f"the data has {len(faults)} fault{'s' if len(faults) > 1 else ''} (scripts/check_data.py "
+            f"--write-clean-csv makes tables without the bad clips; process.check_data=False trains all the same):{shown}{more}"
         )
 
 

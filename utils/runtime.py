@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,11 +46,13 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
     except StopRequested as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         where = f"the run is saved in {stop.saved}; go on with --resume" if stop.saved else "nothing was saved"
         if rank() == 0:
             print(f"\nstopped by signal {stop.signal_number}: {where}", file=sys.stderr, flush=True)
         sys.exit(128 + stop.signal_number)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already: a further Ctrl-C would only break that
         print("\nstopped by Ctrl-C", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:

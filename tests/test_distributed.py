@@ -1,0 +1,76 @@
+"""Two processes are one process with twice the batch: weights, losses and scores."""
+
+import csv
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs import FRAMES, finish, make_data, start, write_config
+from utils.checkpointing import LAST, read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Three clips to validate: of batches with one clip, the first process has two and the second has one.
+    return make_data(tmp_path_factory.mktemp("drawn"), clips=(6, 3, 3))
+
+
+def run(folder: Path, data: Path, task: str, processes: int) -> Path:
+    config = write_config(
+        folder / "tiny.py",
+        data,
+        task,
+        batch_size=2 // processes,
+        # Draws differ between processes, as they should; without them the sums alone are compared.
+        dropout=0.0,
+        policy="all",
+        # Some gradients (of key biases, for one) are zero but for rounding, of which AdamW would make full steps.
+        eps=1e-3,
+        process=f"devices={processes}, clip_grad_norm=1.0",
+    )
+    finish(task, config)
+    return folder / "work_dir/tiny"
+
+
+def log(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("task", FRAMES)
+def test_two_processes_equal_one_with_the_doubled_batch(data: Path, tmp_path: Path, task: str) -> None:
+    one, two = (run(tmp_path / str(processes), data, task, processes) for processes in (1, 2))
+    alone, together = (read_checkpoint(folder / LAST)["state_dict"] for folder in (one, two))
+    assert alone.keys() == together.keys()
+    for name in alone:
+        torch.testing.assert_close(together[name], alone[name], rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}")  # noqa: B023
+    initial = read_checkpoint(one / "last.previous.ckpt")["state_dict"]
+    moved = max(float((alone[name] - initial[name]).abs().max()) for name in alone if alone[name].is_floating_point())
+    assert moved > 1e-4, "the comparison needs weights that have moved"
+    for row, expected in zip(log(two), log(one), strict=True):
+        for column, value in expected.items():
+            assert row[column] == value or float(row[column]) == pytest.approx(float(value), abs=1e-6), (column, row)
+
+
+def test_a_signal_to_the_first_process_stops_all_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
+    options = "devices=2, lr_schedule=dict(type='StepLR', step_size=1, gamma=0.5)"
+    configs = [write_config(tmp_path / name / "tiny.py", data, batch_size=1, process=options) for name in ("a", "b")]
+    straight, stopped = (config.parent / "work_dir/tiny" for config in configs)
+    finish("ms3", configs[0])
+
+    process = start("ms3", configs[1])
+    while process.poll() is None and not (stopped / "metrics.csv").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "the run is saved in" in output
+    assert 1 <= read_checkpoint(stopped / LAST)["run"]["step"] < 6
+
+    finish("ms3", configs[1], "--resume")
+    one, other = (read_checkpoint(folder / LAST)["state_dict"] for folder in (straight, stopped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (straight / "metrics.csv").read_text() == (stopped / "metrics.csv").read_text()
