@@ -1,6 +1,7 @@
 """Checkpoints that a run goes on from: written so that a process killed at any instant leaves a good one behind."""
 
 import errno
+import functools
 import os
 import signal
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from utils.errors import CheckpointError
@@ -188,13 +189,11 @@ class RunCheckpoint(Checkpoint):
         self.signals = signals
         self._position = {"epoch": 0, "batch": 0, "validation_pending": False}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Take the signals over from Lightning, whose handler would end a run of several processes in a deadlock."""
         self.signals.install()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save within an epoch. After its last batch the validation, or the epoch's end, comes first."""
         done = batch_idx + 1
         if done >= trainer.num_training_batches or done % self.accumulate:
@@ -207,7 +206,7 @@ class RunCheckpoint(Checkpoint):
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -222,12 +221,12 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer, epoch=trainer.current_epoch + 1, batch=0, validation_pending=True)
             self._end_if(stop)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save the finished epoch."""
         self._save(trainer, epoch=trainer.current_epoch + 1, batch=0)
         self._end_if(self._agreed(trainer))
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add where the run stands."""
         checkpoint[RUN_KEY] = {**self._position, "step": trainer.global_step}
         if self._position["validation_pending"]:
@@ -239,11 +238,11 @@ class RunCheckpoint(Checkpoint):
                 "is_last_batch": False,
             }
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Give the signals back."""
         self.signals.restore()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Give the signals back."""
         self.signals.restore()
 
@@ -277,7 +276,7 @@ class BestWeights(Callback):
         self.targets = targets
         self.best: dict[str, dict[str, float]] = {}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the weights whose score is the highest so far; an equal score keeps the earlier ones."""
         for name, score_of in self.targets.items():
             score = score_of(pl_module.val_scores)
@@ -289,7 +288,7 @@ class BestWeights(Callback):
             if trainer.is_global_zero:
                 prefix = "model."
                 weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-                write_atomically(self.folder / name, lambda file, weights=weights: torch.save(weights, file))
+                write_atomically(self.folder / name, functools.partial(torch.save, weights))
 
     def state_dict(self) -> dict[str, Any]:
         """The best scores so far."""

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from dataloader import AVSDataModule
 from dataloader.checks import check_data
-from model import build_model
+from model import AVSModel, build_model
 from utils.checkpointing import (
     LAST,
     PREVIOUS,
@@ -72,7 +72,7 @@ class AVSModule(LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: AVSModel,
         criterion: nn.Module,
         scores: Scores,
         *,
@@ -96,7 +96,7 @@ class AVSModule(LightningModule):
         """Freeze before the strategy looks at which parameters have gradients."""
         self._freeze(self.process["freeze_epochs"] > 0)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW over everything that is ever trained.
 
         A frozen backbone's parameters are in it from the start. They get no gradient, and AdamW leaves parameters
@@ -152,8 +152,9 @@ class AVSModule(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Score a batch."""
         logits = self._forward(batch).logits.float()
-        size = self.trainer.val_dataloaders.batch_sampler.batch_size
-        first_clip = (batch_idx * self.trainer.world_size + self.global_rank) * size
+        loader: Any = self.trainer.val_dataloaders
+        place = batch_idx * self.trainer.world_size + self.global_rank
+        first_clip = place * loader.batch_sampler.batch_size
         self.scores.update(logits, batch, first_clip)
 
     def on_validation_epoch_end(self) -> None:
@@ -347,7 +348,7 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
     data = RunData(cfg, epoch=position["epoch"], batch=position["batch"])
     data.setup("fit")
     module = build_module(cfg, data.dataset("train").num_classes, folder)
-    signals = StopSignals()
+    signals, best = StopSignals(), BestWeights(folder, BEST_FILES[cfg.task])
     log = None
     if rank() == 0:
         # Written by the main process alone, and only once data and model are known to fit.
@@ -359,7 +360,7 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
         callbacks=[
             RunLogger(log, folder, interval=process.log_interval, accumulate=process.accumulate, title=name),
             TrainingProgress(console),
-            BestWeights(folder, BEST_FILES[cfg.task]),
+            best,
             RunCheckpoint(folder, interval=process.checkpoint_interval, accumulate=process.accumulate, signals=signals),
         ],
     )
@@ -369,7 +370,7 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
     finally:
         if log is not None:
             log.close()
-    report(folder, cfg.task, trainer, console)
+    report(folder, best, console)
     return folder
 
 
@@ -385,7 +386,8 @@ def refuse_broken_data(cfg: Any) -> None:
         more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
         raise DataError(
             f"the data has {len(faults)} fault{'s' if len(faults) > 1 else ''} (scripts/check_data.py "
-            f"--write-clean-csv makes tables without the bad clips; process.check_data=False trains all the same):{shown}{more}"
+            "--write-clean-csv makes tables without the bad clips; process.check_data=False trains all the same):"
+            f"{shown}{more}"
         )
 
 
@@ -572,12 +574,10 @@ def describe(
     return "\n".join(lines)
 
 
-def report(folder: Path, task: str, trainer: Trainer, console: Console) -> None:
+def report(folder: Path, best: BestWeights, console: Console) -> None:
     """Say what came out."""
-    best = next(callback for callback in trainer.callbacks if isinstance(callback, BestWeights)).best
-    for name in BEST_FILES[task]:
-        if name in best:
-            console.print(f"{folder / name}: epoch {int(best[name]['epoch']) + 1}, score {best[name]['score']:.4f}")
+    for name, found in best.best.items():
+        console.print(f"{folder / name}: epoch {int(found['epoch']) + 1}, score {found['score']:.4f}")
 
 
 __all__ = ["AVSModule", "build_module", "build_trainer", "train"]

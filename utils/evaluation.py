@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from utils.errors import ConfigError
 from utils.metrics import FScore, MaskIoU, SemanticScores
@@ -46,6 +47,10 @@ class Scores(nn.Module):
         ConfigError: task and number of classes do not fit.
     """
 
+    semantic: SemanticScores
+    mask_iou: MaskIoU
+    f_score: FScore
+
     def __init__(self, task: str, num_classes: int) -> None:
         super().__init__()
         if (task == "avss") != (num_classes > 1):
@@ -54,9 +59,9 @@ class Scores(nn.Module):
             )
         self.task = task
         if task == "avss":
-            self.metrics = nn.ModuleDict({"semantic": SemanticScores(num_classes)})
+            self.semantic = SemanticScores(num_classes)
         else:
-            self.metrics = nn.ModuleDict({"miou": MaskIoU(), "f": FScore()})
+            self.mask_iou, self.f_score = MaskIoU(), FScore()
 
     def update(self, logits: Tensor, batch: dict[str, Any], first_clip: int) -> None:
         """Add a batch.
@@ -71,23 +76,24 @@ class Scores(nn.Module):
         if self.task == "avss":
             # Padded frames count as published: all background, and rightly so. Real frames without label do not.
             padding = batch["vid_temporal_mask_flag"].flatten() == 0
-            self.metrics["semantic"].update(logits, masks, (labelled != 0) | padding)
+            self.semantic.update(logits, masks, (labelled != 0) | padding)
             return
         clips, frames = batch["masks"].shape[:2]
         published_batch = (first_clip + torch.arange(clips)).repeat_interleave(frames) // CLIPS_IN_PUBLISHED_BATCH
-        self.metrics["miou"].update(logits, masks, labelled)
-        self.metrics["f"].update(logits, masks, labelled, batch_index=published_batch)
+        self.mask_iou.update(logits, masks, labelled)
+        self.f_score.update(logits, masks, labelled, batch_index=published_batch)
 
     def reset(self) -> None:
         """Forget all batches."""
-        for metric in self.metrics.values():
+        for metric in self.children():
+            assert isinstance(metric, Metric)
             metric.reset()
 
     def compute(self) -> dict[str, Tensor]:
         """Scores over all processes: the scalars named in `SCALARS`, and for avss those of each class."""
         if self.task == "avss":
-            return dict(self.metrics["semantic"].compute())
-        return {"miou": self.metrics["miou"].compute(), **self.metrics["f"].compute()}
+            return dict(self.semantic.compute())
+        return {"miou": self.mask_iou.compute(), **self.f_score.compute()}
 
     def scalars(self) -> dict[str, float]:
         """The scalar scores as numbers."""

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -28,7 +28,7 @@ class TrainingProgress(Callback):
         self._clips = 0
         self._batches = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock."""
         self._began = time.monotonic()
         if trainer.is_global_zero and self.console.is_terminal:
@@ -42,9 +42,7 @@ class TrainingProgress(Callback):
             self._bar.start()
             self._task = self._bar.add_task("", text="")
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Show a training step."""
         self._batches += 1
         self._clips += len(batch["name"]) * trainer.world_size
@@ -63,7 +61,7 @@ class TrainingProgress(Callback):
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -75,17 +73,17 @@ class TrainingProgress(Callback):
                 f"epoch {trainer.current_epoch + 1} validation", batch_idx + 1, int(trainer.num_val_batches[0]), ""
             )
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the scores, which stay in the scrolled text."""
         if trainer.is_global_zero:
             scores = "  ".join(f"{name} {value:.4f}" for name, value in pl_module.val_scores.items())
             self.console.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} validation: {scores}")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Leave the terminal as it was."""
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Leave the terminal as it was."""
         self._stop()
 
