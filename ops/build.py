@@ -20,6 +20,7 @@ import importlib.util
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -167,7 +168,7 @@ def _explain(library: Library, code: int | None, output: str, timeout: float, lo
     if code is None:
         return f"building the {library} library took over {timeout:.0f} s; raise MODAT_OPS_TIMEOUT. Output: {log}"
     lines = [line.strip() for line in output.splitlines()]
-    telling = [line for line in lines if "error" in line.lower()] or lines or ["no output"]
+    telling = [line for line in lines if re.search(r"\berror\b.*:", line, re.IGNORECASE)] or lines or ["no output"]
     remedy = "check the compiler (CXX)" if library == "cpu" else "check nvcc (CUDA_HOME), which must fit PyTorch's CUDA"
     return f"building the {library} library failed: {telling[0][:300]}; {remedy}. Whole output: {log}"
 
