@@ -78,7 +78,8 @@ def _inputs(frames: int, device: str) -> list[Tensor]:
 
 def _run(tensors: list[Tensor], backend: Backend, backward: bool) -> list[Tensor]:
     leaves = [tensor.detach().requires_grad_(backward and index != 1) for index, tensor in enumerate(tensors)]
-    out = ms_deform_attn_fused(leaves[0], SHAPES, *leaves[1:], backend=backend)
+    value, reference, offsets, logits = leaves
+    out = ms_deform_attn_fused(value, SHAPES, reference, offsets, logits, backend=backend)
     if backward:
         out.backward(torch.ones_like(out))
     return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]

@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setuptools import Distribution, setup
-from setuptools.command.build_py import build_py
+from setuptools import Distribution, setup  # type: ignore[import-untyped]
+from setuptools.command.build_py import build_py  # type: ignore[import-untyped]
 
 FOLDER = Path(__file__).resolve().parent
 PACKAGE = "modat_ops_kernels"

@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ class Classic:
 
     def __call__(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         """(N, Q, M * D)."""
-        return _ClassicFunction.apply(value, locations, weights, self)  # type: ignore[no-any-return]
+        return _ClassicFunction.apply(value, locations, weights, self)
 
     def call(self, name: str, value: Tensor, locations: Tensor, *tensors: Tensor) -> None:
         """Run a kernel on contiguous float32 tensors."""
@@ -234,7 +235,8 @@ def measure(
         if not only or any(name.startswith(word) for word in only.split(","))
     }
     calls: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-        name: (lambda f=f, i=i: f(*i), lambda f=f, i=i: _both(f, i, work.grad)) for name, (f, i) in known.items()
+        name: (partial(function, *inputs), partial(_both, function, inputs, work.grad))
+        for name, (function, inputs) in known.items()
     }
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in calls}
     for turn in range(repeats + 1):
