@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
 
-UNUSED = re.compile(
-    r"head\.(fpn|attn_fc|learnable_query)\.|head\.query_generator\.early_fusion\.conv\.|backbone\.layer[34]_2\."
-)
-"""Published tensors that the model they belong to may not use."""
+NEVER_USED = re.compile(r"head\.(fpn|attn_fc)\.|backbone\.layer[34]_2\.")
+"""Published tensors that no model uses."""
+UNUSED = re.compile(rf"{NEVER_USED.pattern}|head\.learnable_query\.|head\.query_generator\.early_fusion\.conv\.")
+"""Published tensors that a model need not use, by its options: learnable queries, the fourth level."""
 
 _HEAD = [  # (ours, published): beginnings of names, {} stands for a number; the first that fits counts
     ("head.pixel_decoder.lateral_conv.", "head.lateral_conv."),
@@ -138,6 +138,30 @@ def read_state_dict(path: str | Path) -> StateDict:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} holds no weights: names and tensors are expected.")
     return _without_prefix(_without_prefix(content, "module."), "model.")
+
+
+def convert(source: str | Path, target: str | Path, *, to_published_names: bool) -> tuple[int, int]:
+    """Rewrite a weights file under our names or the published ones, as `.pth` or `.safetensors` by its suffix.
+
+    Returns:
+        Numbers of tensors written and of unused ones left out.
+
+    Raises:
+        CheckpointError: the source cannot be read, or is no checkpoint of this family.
+    """
+    weights = read_state_dict(source)
+    published = is_published(weights)
+    if not published and not any(name.startswith("head.mask_predictor.") for name in weights):
+        raise CheckpointError(f"{source} is no checkpoint of MoDAT or AVSegFormer, neither published nor ours.")
+    used = {name: tensor for name, tensor in weights.items() if not (published and NEVER_USED.match(name))}
+    if published and not to_published_names:
+        converted = to_ours(used)
+    elif to_published_names and not published:
+        converted = to_published(used)
+    else:
+        converted = used
+    save_weights(converted, target)
+    return len(converted), len(weights) - len(used)
 
 
 def is_published(weights: Iterable[str]) -> bool:

@@ -17,9 +17,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "four levels": {"query_generator": {"early_fusion": {"type": "MTA", "num_heads": 2, "num_layers": 4}}},
     "no early fusion": {"query_generator": {"early_fusion": None}},
     "repeat": {"query_generator": {"_delete_": True, "type": "RepeatGenerator"}},
-    "attention": {
-        "query_generator": {"_delete_": True, "type": "AttentionGenerator", "num_layers": 2, "num_heads": 2}
-    },
+    "attention": {"query_generator": {"_delete_": True, "type": "AttentionGenerator", "num_layers": 2, "num_heads": 2}},
     "channel": {"fusion_block": {"branches": "channel"}},
     "spatial": {"fusion_block": {"branches": "spatial", "audio_tokens": "all"}},
     "all audio tokens": {"fusion_block": {"audio_tokens": "all"}},
@@ -165,9 +163,21 @@ def test_a_frozen_backbone_and_vggish_record_no_gradient() -> None:
 
 
 BROKEN: dict[str, tuple[str, Any, str]] = {
-    "unknown key": ("head", {"query_nums": 3}, "model.head.query_nums is no option of SegHead: did you mean 'query_num'"),
-    "unknown type": ("head", {"fusion_block": {"type": "CSB"}}, "model.head.fusion_block.type='CSB' is no fusion block"),
-    "unknown policy": ("head", {"fusion_block": {"type": "CSA", "second_policy_eval": "some"}}, "'some' is none of all"),
+    "unknown key": (
+        "head",
+        {"query_nums": 3},
+        "model.head.query_nums is no option of SegHead: did you mean 'query_num'",
+    ),
+    "unknown type": (
+        "head",
+        {"fusion_block": {"type": "CSB"}},
+        "model.head.fusion_block.type='CSB' is no fusion block",
+    ),
+    "unknown policy": (
+        "head",
+        {"fusion_block": {"type": "CSA", "second_policy_eval": "some"}},
+        "'some' is none of all",
+    ),
     "no type": ("head", {"query_generator": {}}, "model.head.query_generator has no 'type'"),
     "contradiction": (
         "head",

@@ -1,0 +1,37 @@
+"""Write a checkpoint under other names, or in another format.
+
+    python scripts/convert_checkpoint.py MoDAT_published.pth ours.pth            # published names -> ours
+    python scripts/convert_checkpoint.py ours.pth published.pth --to published   # and back
+    python scripts/convert_checkpoint.py ours.pth ours.safetensors               # by the suffix of the target
+
+Published tensors that no model uses (see utils.checkpoint.NEVER_USED) are left out.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.checkpoint import convert
+from utils.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert one file; the exit status is 0, or 2 where the file is of no use."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help=".pth or .safetensors, published or ours")
+    parser.add_argument("target", type=Path, help=".pth or .safetensors")
+    parser.add_argument("--to", choices=("ours", "published"), default="ours", help="names in the target")
+    options = parser.parse_args(arguments)
+    try:
+        written, left_out = convert(options.source, options.target, to_published_names=options.to == "published")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.target}: {written} tensors under {options.to} names; {left_out} unused ones left out.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
