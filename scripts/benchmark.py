@@ -6,8 +6,8 @@
     python scripts/benchmark.py --device cuda --precision 32 tf32 bf16 --compile
 
 'published' is scripts/dense_reference.py: the same weights and, as is checked first, the same outputs, computed with
-dense dispatch, expert by expert, and so on; in float32 where it runs on a CPU. Each measurement is a process of its own.
-On a CPU both formulations run twice: with glibc's allocator as it comes, which hands large temporaries back to the
+dense dispatch, expert by expert, and so on; in float32 where it runs on a CPU. Each measurement has a process of its
+own. On a CPU both formulations run twice: with glibc's allocator as it comes, which hands large temporaries back to the
 kernel after each use, and with memory kept (three MALLOC_ variables, which this project's launchers set).
 
 'limit' is the time that matrix products and convolutions alone would take at the rate of large square products,
@@ -77,6 +77,7 @@ class Benchmark:
             "device": o.device,
             "threads": o.threads,
             "repeats": 1 if o.quick else o.repeats,
+            "seconds": 0.3 if o.quick else 3.0,
             "frames": o.frames[0],
             "size": o.size[0],
             "precision": "32",

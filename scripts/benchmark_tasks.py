@@ -61,7 +61,7 @@ def rate(request: Request) -> Result:
         if request["precision"] in AUTOCAST:
             a, b = (x.to(AUTOCAST[request["precision"]]) for x in (a, b))
         with precision("32" if request["precision"] in AUTOCAST else request["precision"], device):
-            seconds = timed(partial(torch.matmul, a, b), device, least=request["repeats"] + 2)
+            seconds = timed(partial(torch.matmul, a, b), device, request)
         best = max(best, 2 * size**3 / min(seconds))
     return {"flops_per_second": best}
 
@@ -147,7 +147,7 @@ def evaluate(request: Request) -> Result:
             model(*sample)
 
     with peak_memory(device) as memory:
-        seconds = timed(run, device, least=request["repeats"])
+        seconds = timed(run, device, request)
     result: Result = {"seconds": seconds, **memory}
     if not request.get("compile"):  # compiled, the boxes are no longer called
         times: list[dict[str, float]] = []
@@ -166,7 +166,7 @@ def train(request: Request) -> Result:
     model = formulation(prepare(request), request)
     step = training_step(model, request, frames=request["frames"])
     with peak_memory(device) as memory:
-        seconds = timed(step, device, least=request["repeats"])
+        seconds = timed(step, device, request)
     return {"seconds": seconds, **memory}
 
 
@@ -205,7 +205,7 @@ def fusion(request: Request) -> Result:
     ]:
         box.train(name == "forward_backward")
         with peak_memory(device) as memory:
-            seconds = timed(run, device, least=request["repeats"])
+            seconds = timed(run, device, request)
         result[name] = {"seconds": seconds, **memory}
     return result
 
@@ -213,7 +213,7 @@ def fusion(request: Request) -> Result:
 @task
 def metrics(request: Request) -> Result:
     """Scores and the reading of AVSS labels, against their literal definitions on the same input."""
-    size, repeats = request["size"], request["repeats"]
+    size = request["size"]
     cpu = torch.device("cpu")
     device = torch.device(request["device"])
     generator = torch.Generator().manual_seed(SEED)
@@ -259,14 +259,13 @@ def metrics(request: Request) -> Result:
     result: Result = {}
     for name, (ours, literal, literal_frames, equal) in pairs.items():
         result[name] = {
-            "ours_frames_per_second": frames / statistics.median(timed(ours, device, least=repeats)),
-            "literal_frames_per_second": literal_frames / statistics.median(timed(literal, device, least=repeats)),
+            "ours_frames_per_second": frames / statistics.median(timed(ours, device, request)),
+            "literal_frames_per_second": literal_frames / statistics.median(timed(literal, device, request)),
             "equal": bool(equal),
         }
     result["AVSS label"] = {
-        "ours_frames_per_second": 1 / statistics.median(timed(lambda: decode(colours), cpu, least=repeats)),
-        "literal_frames_per_second": 1
-        / statistics.median(timed(lambda: decode_by_comparison(colours), cpu, least=repeats)),
+        "ours_frames_per_second": 1 / statistics.median(timed(lambda: decode(colours), cpu, request)),
+        "literal_frames_per_second": 1 / statistics.median(timed(lambda: decode_by_comparison(colours), cpu, request)),
         "equal": bool(np.array_equal(decode(colours), decode_by_comparison(colours))),
     }
     return result
@@ -430,14 +429,15 @@ def synchronised_clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def timed(run: Callable[[], Any], device: torch.device, least: int, enough: float = 3.0) -> list[float]:
-    """Seconds of each of at least `least` runs, and of more until `enough` seconds have passed, after a warm-up.
+def timed(run: Callable[[], Any], device: torch.device, request: Request) -> list[float]:
+    """Seconds of each of `repeats` runs, and of more until `seconds` have passed, after a warm-up.
 
     On a GPU between CUDA events.
     """
     for _ in range(3 if device.type == "cuda" else 1):
         run()
     seconds: list[float] = []
+    least, enough = request["repeats"], request["seconds"]
     while len(seconds) < least or (sum(seconds) < enough and len(seconds) < 10 * least):
         if device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

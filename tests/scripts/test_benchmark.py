@@ -1,6 +1,7 @@
 """The benchmark: its command line, its checks, and one run on a small model, whose numbers are looked at for sense."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,35 +23,86 @@ def config(tmp_path):
 
 def request(config, **changes):
     common = dict(
-        config=config, weights=None, device="cpu", threads=1, repeats=1, frames=1, size=64, precision="32",
+        config=config, weights=None, device="cpu", threads=1, repeats=1, seconds=0.0, frames=2, size=64, precision="32",
         formulation="ours",
     )  # fmt: skip
     return common | changes
 
 
-def test_one_command_measures_everything(config, tmp_path):
+def run(config, tmp_path, *arguments):
+    """The command's report and what it printed."""
+    report = tmp_path / "out" / "benchmark.json"
     command = [sys.executable, "scripts/benchmark.py", "--config", config, "--frames", "2", "--size", "64", "--quick"]
-    command += ["--threads", "1", "--precision", "32", "bf16", "--json", str(tmp_path / "out" / "benchmark.json")]
+    command += ["--threads", "1", "--json", str(report), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    for words in ("same outputs", "evaluation: 2 frames", "boxes: 2 frames", "fusion box", "F-score", "clips/s"):
-        assert words in done.stdout, words
-    report = json.loads((tmp_path / "out" / "benchmark.json").read_text())
-    assert max(report["check"].values()) < benchmark.TOLERANCE
+    return json.loads(report.read_text()), done.stdout
+
+
+def test_the_command_checks_measures_and_reports(config, tmp_path):
+    report, printed = run(config, tmp_path, "--sections", "metrics")
+    assert max(report["check"].values()) < benchmark.TOLERANCE and "same outputs" in printed
+    assert report["matrix_rates"]["32"] > 1e8
+    assert all(row["equal"] for row in report["metrics"].values()) and "F-score" in printed
+    assert report["machine"]["torch"] == torch.__version__
+    assert {record["request"]["task"] for record in report["records"]} == {"check", "rate", "metrics"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MODAT_SLOW" not in os.environ, reason="some twenty processes: set MODAT_SLOW=1")
+def test_one_command_measures_everything(config, tmp_path):
+    report, printed = run(config, tmp_path)
+    for words in ("evaluation: 2 frames", "boxes: 2 frames", "training: 2 frames", "fusion box", "clips/s"):
+        assert words in printed, words
     for section in ("evaluation 2 x 64", "training 2 x 64"):
-        results = report[section]["results"]
-        assert set(results) == {
+        assert set(report[section]["results"]) == {
             "published, float32",
             "published, float32, memory kept",
             "ours, float32, default allocator",
             "ours, float32",
             "ours, bf16",
         }
-        assert all(min(result["seconds"]) > 0 and result["peak_mb"] > 50 for result in results.values())
-    boxes = report["evaluation 2 x 64"]["results"]["ours, float32"]["boxes"]
+
+
+@pytest.mark.parametrize("formulation", ["ours", "published"])
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_evaluation_and_training_are_timed(config, formulation, precision):
+    asked = request(config, formulation=formulation, precision=precision)
+    evaluated, trained = benchmark_tasks.evaluate(asked), benchmark_tasks.train(asked)
+    for result in (evaluated, trained):
+        assert min(result["seconds"]) > 0 and result["peak_mb"] > 50
+    boxes = evaluated["boxes"]
+    assert len(boxes) == 9 and min(boxes.values()) > 0
     assert sum(seconds for name, seconds in boxes.items() if name != "all") <= boxes["all"]
-    assert all(row["equal"] for row in report["metrics"].values())
-    assert report["matrix_rates"]["32"] > 1e8
+
+
+def test_the_fusion_box_is_measured_by_size(config):
+    small, large = (benchmark_tasks.fusion(request(config, size=size, forward_only=False)) for size in (64, 128))
+    assert (small["tokens"], large["tokens"]) == (256, 1024)
+    assert set(large) == {"tokens", "forward", "forward_backward"}
+    dense = benchmark_tasks.fusion(request(config, formulation="published", forward_only=True))
+    assert set(dense) == {"tokens", "forward"}
+
+
+def test_low_precision_masks_agree_with_float32(config):
+    result = benchmark_tasks.agreement(request(config, precision="bf16"))
+    assert 0.5 < result["agreement"] <= 1 and 0 < result["object_share"] < 1
+    assert benchmark_tasks.agreement(request(config))["agreement"] == 1
+
+
+def test_loading_reads_drawn_clips(config):
+    result = benchmark_tasks.loading(request(config))
+    assert result["first_pass"] > 0 and result["later_passes"] > 0
+
+
+@pytest.fixture(autouse=True)
+def own_settings():
+    """Measurements set threads and precisions for their own process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    with benchmark_tasks.precision("32", torch.device("cpu")):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -74,25 +126,25 @@ def test_mistakes_get_a_sentence_and_status_2(arguments, message, capsys):
 
 def test_a_failed_measurement_names_its_request(config):
     options = benchmark.parse(["--config", config, "--size", "64"])
-    run = benchmark.Benchmark(options, benchmark.Console(quiet=True))
+    bench = benchmark.Benchmark(options, benchmark.Console(quiet=True))
     with pytest.raises(benchmark.UserError, match=r"benchmark task 'evaluate' failed .*no_such_precision"):
-        run.ask("evaluate", device="no_such_precision")
+        bench.ask("evaluate", device="no_such_precision")
 
 
 def test_different_outputs_stop_the_benchmark(config, monkeypatch):
     options = benchmark.parse(["--config", config, "--size", "64"])
-    run = benchmark.Benchmark(options, benchmark.Console(quiet=True))
-    monkeypatch.setattr(run, "ask", lambda *_, **__: {"logits": 0.5})
+    bench = benchmark.Benchmark(options, benchmark.Console(quiet=True))
+    monkeypatch.setattr(bench, "ask", lambda *_, **__: {"logits": 0.5})
     with pytest.raises(benchmark.UserError, match=r"disagree \(\{'logits': 0.5\}"):
-        run.check()
-    monkeypatch.setattr(run, "ask", lambda *_, **__: {"logits": float("nan")})
+        bench.check()
+    monkeypatch.setattr(bench, "ask", lambda *_, **__: {"logits": float("nan")})
     with pytest.raises(benchmark.UserError, match="disagree"):
-        run.check()
+        bench.check()
 
 
 def test_memory_is_kept_only_where_it_is_asked_for(config, monkeypatch):
     options = benchmark.parse(["--config", config])
-    run = benchmark.Benchmark(options, benchmark.Console(quiet=True))
+    bench = benchmark.Benchmark(options, benchmark.Console(quiet=True))
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
     seen = []
 
@@ -101,8 +153,8 @@ def test_memory_is_kept_only_where_it_is_asked_for(config, monkeypatch):
         return subprocess.CompletedProcess(command, 0, stdout="noise\n{}\n", stderr="")
 
     monkeypatch.setattr(subprocess, "run", fake)
-    run.ask("evaluate", keep=False)
-    run.ask("evaluate", keep=True)
+    bench.ask("evaluate", keep=False)
+    bench.ask("evaluate", keep=True)
     assert seen == [set(), set(benchmark.KEEP_MEMORY)]
 
 
