@@ -58,7 +58,7 @@ class NonFiniteLossError(UserError):
     """The loss became infinite or not a number; the run stopped before taking the step."""
 
 
-class AVSModule(LightningModule):
+class AVSTraining(LightningModule):
     """One training and validation step, for all tasks.
 
     Args:
@@ -250,7 +250,7 @@ class RunLogger(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the losses of a step."""
-        assert isinstance(pl_module, AVSModule)
+        assert isinstance(pl_module, AVSTraining)
         stepped = (batch_idx + 1) % self.accumulate == 0 or batch_idx + 1 == trainer.num_training_batches
         if not stepped or trainer.global_step % self.interval:
             return
@@ -261,7 +261,7 @@ class RunLogger(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the scores of an epoch."""
-        assert isinstance(pl_module, AVSModule)
+        assert isinstance(pl_module, AVSTraining)
         if self.record is not None:
             self._add(trainer, {f"val_{name}": value for name, value in pl_module.val_scores.items()})
 
@@ -404,7 +404,7 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def build_module(cfg: Any, num_classes: int, folder: Path) -> AVSModule:
+def build_module(cfg: Any, num_classes: int, folder: Path) -> AVSTraining:
     """Model, criterion and scores of a config.
 
     Args:
@@ -419,7 +419,7 @@ def build_module(cfg: Any, num_classes: int, folder: Path) -> AVSModule:
     model.set_activation_checkpointing(bool(cfg.process.activation_checkpointing))
     if cfg.process.compile:
         model.compile()
-    return AVSModule(
+    return AVSTraining(
         model,
         build_criterion(cfg.loss, num_classes),
         Scores(cfg.task, num_classes),
@@ -559,7 +559,7 @@ def evaluates(process: Mapping[str, Any], epoch: int) -> bool:
 
 
 def describe(
-    cfg: Any, module: AVSModule, data: RunData, trainer: Trainer, folder: Path, position: Mapping[str, Any]
+    cfg: Any, module: AVSTraining, data: RunData, trainer: Trainer, folder: Path, position: Mapping[str, Any]
 ) -> str:
     """What is about to be trained, on what and where."""
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
@@ -580,4 +580,4 @@ def report(folder: Path, best: BestWeights, console: Console) -> None:
         console.print(f"{folder / name}: epoch {int(found['epoch']) + 1}, score {found['score']:.4f}")
 
 
-__all__ = ["AVSModule", "build_module", "build_trainer", "train"]
+__all__ = ["AVSTraining", "build_module", "build_trainer", "train"]

@@ -1,0 +1,223 @@
+"""train.sh, test.sh and scripts/setup.sh, as a shell runs them."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import ROOT, environment, write_config
+
+PRINTER = """
+import json, os, sys
+print(json.dumps(dict(arguments=sys.argv[1:], folder=os.getcwd(), prefix=sys.prefix,
+    malloc={key: value for key, value in os.environ.items() if key.startswith('MALLOC_')})))
+"""
+
+
+def bash(script: Path, *arguments: object, folder: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+    variables = environment(**extra)
+    for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        if name not in extra:
+            variables.pop(name, None)
+    return subprocess.run(
+        ["bash", str(script), *map(str, arguments)],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The launchers over entry points that print what they were given, with an environment that is up to date."""
+    root = tmp_path / "a project"
+    (root / "scripts").mkdir(parents=True)
+    for name in ("train.sh", "test.sh", "scripts/setup.sh", "scripts/launch.sh"):
+        shutil.copy(ROOT / name, root / name)
+    for name in ("train.py", "test.py"):
+        (root / name).write_text(PRINTER)
+    (root / "requirements.txt").write_text("# nothing\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / ".venv")], check=True)
+    version = subprocess.run([root / ".venv/bin/python", "-V"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256((root / "requirements.txt").read_bytes()).hexdigest()
+    (root / ".venv/.modat-requirements").write_text(f"{digest} {version}")
+    return root
+
+
+@pytest.mark.parametrize("name", ["train.sh", "test.sh"])
+def test_without_arguments_usage_and_every_shipped_config(name: str, tmp_path: Path) -> None:
+    done = bash(ROOT / name, folder=tmp_path)
+    assert done.returncode == 2
+    assert f"usage: bash {name} TASK CONFIG" in done.stdout
+    listed = {line.strip() for line in done.stdout.splitlines() if line.startswith("  config/")}
+    shipped = {
+        str(path.relative_to(ROOT)) for task in ("s4", "ms3", "avss") for path in (ROOT / "config" / task).glob("*.py")
+    }
+    assert listed == shipped and shipped
+
+
+@pytest.mark.parametrize("name", ["train.py", "test.py"])
+def test_entry_points_explain_themselves(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / name, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "key=value" in done.stdout and "config/ms3/MoDAT_pvt2_ms3.py" in done.stdout
+
+
+def test_arguments_pass_untouched_and_memory_is_kept(project: Path, tmp_path: Path) -> None:
+    arguments = ["ms3", "my config.py", "process.lr_schedule=dict(type='cosine')", "--resume"]
+    done = bash(project / "train.sh", *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["arguments"] == arguments and seen["folder"] == str(tmp_path)
+    assert seen["prefix"] == str(project / ".venv")
+    assert seen["malloc"] == {
+        "MALLOC_MMAP_THRESHOLD_": "4294967296",
+        "MALLOC_TRIM_THRESHOLD_": "8589934592",
+        "MALLOC_TOP_PAD_": "268435456",
+    }
+    assert "MODAT_KEEP_ALLOCATOR=0" in done.stderr
+
+
+def test_the_allocator_can_be_left_alone(project: Path) -> None:
+    assert json.loads(bash(project / "test.sh", "ms3", MODAT_KEEP_ALLOCATOR="0").stdout)["malloc"] == {}
+    own = json.loads(bash(project / "test.sh", "ms3", MALLOC_TOP_PAD_="7").stdout)["malloc"]
+    assert own["MALLOC_TOP_PAD_"] == "7"
+
+
+def test_several_machines_need_their_number_and_the_first_ones_name(project: Path) -> None:
+    done = bash(project / "train.sh", "ms3", "x.py", NNODES="2")
+    assert done.returncode != 0 and "NODE_RANK, the number of this machine from 0" in done.stderr
+
+
+def test_setup_does_nothing_fast_when_all_is_there(project: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = bash(project / "scripts/setup.sh")
+        seconds.append(time.monotonic() - began)
+        assert done.returncode == 0 and done.stdout == done.stderr == ""
+    assert min(seconds) < 0.5
+
+
+def test_setup_makes_an_environment_and_installs_again_when_requirements_change(project: Path) -> None:
+    shutil.rmtree(project / ".venv")
+    first = bash(project / "scripts/setup.sh")
+    assert first.returncode == 0, first.stderr
+    assert "making" in first.stderr and "installing" in first.stderr
+    assert (project / ".venv/bin/python").exists()
+    assert bash(project / "scripts/setup.sh").stderr == ""
+    (project / "requirements.txt").write_text("# nothing, differently\n")
+    assert "installing" in bash(project / "scripts/setup.sh").stderr
+    assert bash(project / "scripts/setup.sh").stderr == ""
+
+
+def test_setup_uses_the_active_environment(project: Path, tmp_path: Path) -> None:
+    shutil.move(project / ".venv", tmp_path / "mine")
+    for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        done = bash(project / "train.sh", "ms3", **{name: str(tmp_path / "mine")})
+        assert json.loads(done.stdout)["prefix"] == str(tmp_path / "mine")
+    assert not (project / ".venv").exists()
+
+
+def test_setup_says_what_could_not_be_installed_and_tries_again(project: Path) -> None:
+    shutil.rmtree(project / ".venv")
+    (project / "requirements.txt").write_text("there-is-no-such-package-of-modat==1\n")
+    for _ in range(2):
+        done = bash(project / "train.sh", "ms3", "x.py", PIP_NO_INDEX="1")
+        assert done.returncode == 1 and done.stdout == ""
+        assert "error: pip could not install" in done.stderr
+
+
+def test_setup_needs_a_python_that_the_pins_know(project: Path, tmp_path: Path) -> None:
+    shutil.rmtree(project / ".venv")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "cat", "cut", "sha256sum", "env"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    done = bash(project / "scripts/setup.sh", PATH=str(tools))
+    assert done.returncode == 1 and "error: no Python 3.10 to 3.13" in done.stderr
+
+
+def test_one_command_makes_the_data_and_trains_and_the_other_scores(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    config = write_config(tmp_path / "tiny.py", data, process="checkpoint_interval=0")
+    options = {
+        "tasks": ["ms3"],
+        "drawn": True,
+        "out": str(data),
+        "clips": [4, 2, 2],
+        "size": 64,
+        "kinds": 4,
+        "workers": 1,
+    }
+    config.write_text(config.read_text() + f"stamps = {options!r}\n")
+    here = {"VIRTUAL_ENV": sys.prefix}
+
+    done = bash(ROOT / "train.sh", "ms3", "tiny.py", "process.train_epochs=1", folder=tmp_path, **here)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "work_dir/tiny"
+    for name in ("config.py", "metrics.csv", "curves.png", "last.ckpt", "MS3_best.pth"):
+        assert (folder / name).stat().st_size > 0, name
+    assert any((folder / "tensorboard").iterdir())
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 and float(rows[-1]["val_miou"]) > 0
+
+    weights = "work_dir/tiny/MS3_best.pth"
+    done = bash(ROOT / "test.sh", "ms3", "tiny.py", weights, "--split", "val", "--save-masks", folder=tmp_path, **here)
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = json.loads((folder / "val_metrics.json").read_text())
+    assert scores["miou"] == pytest.approx(float(rows[-1]["val_miou"]), abs=1e-6)
+    assert scores["f_score_per_batch"] == pytest.approx(float(rows[-1]["val_f_score_per_batch"]), abs=1e-6)
+    assert (folder / "pictures/val.png").stat().st_size > 0
+    assert len(list((folder / "masks/val").rglob("*.png"))) == 2 * 5
+
+    found = {}
+    for sound in ("real", "silence", "noise", "shuffled"):
+        done = bash(ROOT / "test.sh", "ms3", "tiny.py", weights, "--audio", sound, folder=tmp_path, **here)
+        assert done.returncode == 0, done.stdout + done.stderr
+        name = "test_metrics.json" if sound == "real" else f"test_{sound}_metrics.json"
+        found[sound] = json.loads((folder / name).read_text())
+        assert found[sound]["audio"] == sound and found[sound]["clips"] == 2
+    done = bash(ROOT / "test.sh", "ms3", "tiny.py", "--oracle", folder=tmp_path, **here)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Objects that are seen and not heard are what keeps the oracle below 1.
+    assert 0.2 < json.loads((folder / "test_oracle_metrics.json").read_text())["miou"] <= 1
+
+
+def test_the_written_config_trains_the_same_again(tmp_path: Path) -> None:
+    from utils.config import load_config
+
+    config = load_config(write_config(tmp_path / "tiny.py", tmp_path), ["optimizer.lr=0.25"])
+    (tmp_path / "resolved.py").write_text(config.pretty_text)
+    again = load_config(tmp_path / "resolved.py", task="ms3")
+    assert again.to_dict() == config.to_dict() and again.optimizer.lr == 0.25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ms3", "nowhere.py"], "the config nowhere.py does not exist"),
+        (["s4", "config/ms3/MoDAT_pvt2_ms3.py"], "is a config for ms3, not for s4"),
+        (["ms3", "config/ms3/MoDAT_pvt2_ms3.py", "process.trian_epochs=3"], "did you mean 'train_epochs'"),
+        (["ms3", "config/ms3/MoDAT_pvt2_ms3.py", "dataset.train.anno_csv=/nowhere.csv"], "/nowhere.csv"),
+        (["ms3", "config/ms3/MoDAT_pvt2_ms3.py", "--resume", "--overwrite"], "--resume and --overwrite exclude"),
+    ],
+)
+def test_a_users_mistake_is_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), *arguments, f"process.work_dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and words in errors[0], done.stderr
+    assert os.listdir(tmp_path) in ([], ["MoDAT_pvt2_ms3"])
