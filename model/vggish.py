@@ -1,6 +1,7 @@
 """VGGish: one second of sound as a vector (Hershey et al., 2017)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ class VGGish(nn.Module):
         channels: widths of the four convolution stages; the last two stages have two convolutions.
         hidden_dim: width of the first two fully connected layers.
         audio_dim: size of the embedding.
+        batch_norm: normalise each layer over the batch (Ioffe & Szegedy, 2015): for training from random weights, which
+            nine plain layers take long to leave. No pretrained file has it.
     """
 
     def __init__(
@@ -37,21 +40,18 @@ class VGGish(nn.Module):
         channels: Sequence[int] = (64, 128, 256, 512),
         hidden_dim: int = 4096,
         audio_dim: int = 128,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) != 4:
             raise ValueError(f"VGGish has four stages, got channels={tuple(channels)}")
         self.frozen = freeze_audio_extractor
-        self.features = _convolutions(channels)
-        flattened = channels[-1] * (MEL_FRAMES // 16) * (MEL_BANDS // 16)
-        self.embeddings = nn.Sequential(
-            nn.Linear(flattened, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, audio_dim),
-            nn.ReLU(),
-        )
+        self.features = _convolutions(channels, batch_norm)
+        widths = (channels[-1] * (MEL_FRAMES // 16) * (MEL_BANDS // 16), hidden_dim, hidden_dim, audio_dim)
+        self.embeddings = nn.Sequential()
+        for width, out in pairwise(widths):
+            norm = [nn.BatchNorm1d(out)] if batch_norm else []
+            self.embeddings.extend([nn.Linear(width, out), *norm, nn.ReLU()])
         self.pca = PrincipalComponents(audio_dim) if postprocess_log_mel_with_pca else None
         if pretrained_vggish_model_path is None:
             self._initialise()
@@ -104,12 +104,13 @@ class PrincipalComponents(nn.Module):
         return torch.round((rotated.clamp(-2.0, 2.0) + 2.0) * (255.0 / 4.0))
 
 
-def _convolutions(channels: Sequence[int]) -> nn.Sequential:
+def _convolutions(channels: Sequence[int], batch_norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     width = 1
     for stage, out in enumerate(channels):
         for _ in range(1 if stage < 2 else 2):
-            layers += [nn.Conv2d(width, out, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
+            norm = [nn.BatchNorm2d(out)] if batch_norm else []
+            layers += [nn.Conv2d(width, out, kernel_size=3, padding=1), *norm, nn.ReLU(inplace=True)]
             width = out
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)

@@ -5,3 +5,5 @@ _base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/ms3.py", "../_b
 model = dict(
     backbone=dict(type="pvt_v2_b5", init_weights_path="pretrained/pvt_v2_b5.pth", drop_path_rate=0.1),
 )
+optimizer = dict(lr=2e-5)
+process = dict(lr_schedule=None)

@@ -5,3 +5,5 @@ _base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/ms3.py", "../_b
 model = dict(
     backbone=dict(type="res50", init_weights_path="pretrained/resnet50-19c8e357.pth"),
 )
+optimizer = dict(lr=2e-5)
+process = dict(lr_schedule=None)
