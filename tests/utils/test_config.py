@@ -79,7 +79,7 @@ WRONG = {
     "proces.seed=1": "the config has no 'proces': did you mean 'process'",
     "model.head.fusion.x=1": "model.head has no 'fusion'",
     "dataset.train.type=Foo": "dataset.train.type='Foo' is no data set",
-    "dataset.val=None": "set one of them",
+    "dataset.val=None": "dataset.val is missing",
     "task=s4": "its data sets are of ms3",
     "extra=1": "'extra' is no section of a config",
     "seed": "is no override: write key=value",
