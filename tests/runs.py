@@ -42,7 +42,7 @@ dataset = {dataset}
 optimizer = dict(lr=1e-3, eps={eps})
 process = dict(
     num_works={workers}, train_epochs=2, freeze_epochs={freeze_epochs}, work_dir={work_dir!r}, log_interval=1,
-    check_data=False, cache_features=False, {process}
+    check_data=False, {process}
 )
 """
 

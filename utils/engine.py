@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from dataloader import AVSDataModule
 from dataloader.checks import check_data
 from model import AVSModel, build_model
+from utils.audio_cache import AudioEmbeddings
 from utils.checkpointing import (
     LAST,
     PREVIOUS,
@@ -87,6 +88,7 @@ class AVSTraining(LightningModule):
         self.optimizer_cfg = optimizer_cfg
         self.process = process
         self.folder = folder
+        self.embeddings: AudioEmbeddings | None = None
         self.val_scores: dict[str, float] = {}
         self.common_val_batches = 0
         self._losses: dict[str, Tensor] = {}
@@ -119,8 +121,12 @@ class AVSTraining(LightningModule):
         return math.ceil(batches / self.process["accumulate"]) * int(self.process["train_epochs"])
 
     def on_train_start(self) -> None:
-        """A run that goes on within an epoch starts no epoch."""
+        """Begin also within an epoch; with the weights in place, see whether the sound is to be encoded only once."""
         self._begin_epoch()
+        # A compiled model is compiled as a whole, VGGish included; a sharded one does not have its weights at hand.
+        whole = not self.process["compile"] and not isinstance(self.trainer.strategy, FSDPStrategy)
+        if self.process["cache_features"] and self.model.vggish.frozen and whole:
+            self.embeddings = AudioEmbeddings(self.model.vggish, Path(self.process["work_dir"]) / ".vggish_cache")
 
     def on_train_epoch_start(self) -> None:
         """Freeze or train the backbone, and decide whether this epoch ends with a validation."""
@@ -172,10 +178,12 @@ class AVSTraining(LightningModule):
         return dict(zip(LOSSES, mean.tolist(), strict=True))
 
     def _forward(self, batch: dict[str, Any]) -> Any:
-        frames, log_mel = batch["frames"].flatten(0, 1), batch["log_mel"].flatten(0, 1)
-        real = batch["vid_temporal_mask_flag"].flatten()
+        frames = batch["frames"].flatten(0, 1)
         # Only avss pads its clips; elsewhere the flag would be a product with ones.
-        return self.model(log_mel, frames, real if self.scores.task == "avss" else None)
+        real = batch["vid_temporal_mask_flag"].flatten() if self.scores.task == "avss" else None
+        if self.embeddings is not None:
+            return self.model.segment(self.embeddings(batch["log_mel"]), self.model.backbone(frames), real)
+        return self.model(batch["log_mel"].flatten(0, 1), frames, real)
 
     def _losses_of(self, batch: dict[str, Any], out: Any) -> dict[str, Tensor]:
         flag = batch["gt_temporal_mask_flag"].flatten()
