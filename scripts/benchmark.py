@@ -375,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write the numbers; 2 for a user's mistake or a failed measurement."""
     try:
         options = parse(arguments)
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else 150)
         benchmark = Benchmark(options, console)
         report: Result = {"machine": machine(options.device), "options": vars(options) | {"json": None}}
         console.print(listed_machine(report["machine"]))

@@ -280,7 +280,7 @@ def loading(request: Request) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(clips=(clips, 2, 2), size=request["size"], kinds=6, seed=SEED, drawn=True)
         with contextlib.redirect_stdout(sys.stderr):
-            make_stamps(Path(folder), ["ms3"], settings, workers=2, quiet=True)
+            make_stamps(Path(folder), ["ms3"], settings, workers=1, quiet=True)
         data = Path(folder) / "Multi-sources" / "ms3_data"
         dataset = build_dataset(
             {
