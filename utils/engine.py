@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -353,6 +354,7 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
     configure_torch(process)
     seed_everything(process.seed)
     check_classes(cfg)
+    check_optimizer(cfg.optimizer, process.clip_grad_norm)
     data = RunData(cfg, epoch=position["epoch"], batch=position["batch"])
     data.setup("fit")
     module = build_module(cfg, data.dataset("train").num_classes, folder)
@@ -450,6 +452,22 @@ def check_classes(cfg: Any) -> None:
             raise ConfigError(f"model.head.num_classes={classes}, but dataset.{name} has {expected} classes.")
 
 
+def check_optimizer(options: Mapping[str, Any], clip_grad_norm: Any) -> None:
+    """See that AdamW takes its options, before data and model are built.
+
+    Raises:
+        ConfigError: it does not, or the limit of the gradient's norm is no positive number.
+    """
+    try:
+        torch.optim.AdamW([nn.Parameter(torch.zeros(1))], **{key: options[key] for key in options if key != "type"})
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"optimizer.{key}={value!r}" for key, value in options.items())
+        raise ConfigError(f"The optimizer cannot be built of {given}: {error}.") from error
+    number = isinstance(clip_grad_norm, int | float) and not isinstance(clip_grad_norm, bool)
+    if clip_grad_norm is not None and not (number and clip_grad_norm > 0):
+        raise ConfigError(f"process.clip_grad_norm={clip_grad_norm!r}: give None or a number above 0.")
+
+
 def check_precision(precision: str, device: str) -> str:
     """Lightning's name of a precision.
 
@@ -474,26 +492,30 @@ def build_trainer(process: Mapping[str, Any], folder: Path, callbacks: list[Call
     if SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ:
         # Lightning would write a checkpoint of its own, in a place and a way of its own.
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    return Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=build_strategy(str(process["strategy"]), accelerator, devices * num_nodes),
-        precision=precision,  # type: ignore[arg-type]
-        max_epochs=process["train_epochs"],
-        accumulate_grad_batches=process["accumulate"],
-        gradient_clip_val=process["clip_grad_norm"],
-        sync_batchnorm=bool(process["sync_batchnorm"]) and accelerator == "gpu" and devices * num_nodes > 1,
-        detect_anomaly=process["detect_anomaly"],
-        default_root_dir=str(folder),
-        callbacks=callbacks,
-        plugins=plugins,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
+    try:
+        return Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=build_strategy(str(process["strategy"]), accelerator, devices * num_nodes),
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=process["train_epochs"],
+            accumulate_grad_batches=process["accumulate"],
+            gradient_clip_val=process["clip_grad_norm"],
+            sync_batchnorm=bool(process["sync_batchnorm"]) and accelerator == "gpu" and devices * num_nodes > 1,
+            detect_anomaly=process["detect_anomaly"],
+            default_root_dir=str(folder),
+            callbacks=callbacks,
+            plugins=plugins,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        wanted = ", ".join(f"process.{key}={process[key]!r}" for key in ("strategy", "devices", "num_nodes"))
+        raise ConfigError(f"{wanted} cannot be had on this machine: {error}") from error
 
 
 def processes(process: Mapping[str, Any], accelerator: str) -> tuple[int, int]:

@@ -1,0 +1,100 @@
+"""What a user can get wrong in a config: each mistake is named by its key, with the way out, before training starts."""
+
+from pathlib import Path
+
+import pytest
+
+from dataloader import build_dataset
+from model import build_model
+from tests.runs import make_data, write_config
+from utils.config import load_config
+from utils.engine import build_trainer, check_classes, check_optimizer
+from utils.errors import UserError
+
+MISTAKES = [
+    ("process.train_epochs=0", "process.train_epochs=0 must be a whole number, 1 or more"),
+    ("process.train_epochs=many", "process.train_epochs='many'"),
+    ("process.train_epoch=3", "did you mean 'train_epochs'"),
+    ("process.precision=8", "process.precision='8' is none of '32', 'bf16', '16'"),
+    ("process.precision=16", "process.precision=16 needs a GPU"),
+    ("process.lr_schedule={'type': 'poly'}", "process.lr_schedule.type='poly'"),
+    ("process.lr_schedule={'type': 'cosine', 'warmup': 3}", "did you mean 'warmup_steps'"),
+    ("process.lr_scaling=sqrt", "process.lr_scaling='sqrt'"),
+    ("process.matmul_precision=low", "process.matmul_precision='low'"),
+    ("process.devices=0", "process.devices=0: give 'auto' or a number"),
+    ("process.strategy=zero", "process.strategy='zero'"),
+    ("process.seed=-1", "process.seed=-1 must be a whole number, 0 or more"),
+    ("process.clip_grad_norm=-1", "process.clip_grad_norm=-1: give None or a number above 0"),
+    ("process.clip_grad_norm=high", "process.clip_grad_norm='high'"),
+    ("process.checkpoint_interval=-3", "process.checkpoint_interval=-3"),
+    ("optimizer.type=SGD", "optimizer.type='SGD' is none of 'AdamW'"),
+    ("optimizer.lr=-1", "optimizer.lr=-1"),
+    ("optimizer.lr=fast", "optimizer.lr='fast'"),
+    ("optimizer.betas=0.9", "optimizer.betas=0.9"),
+    ("optimizer.momentum=0.9", "optimizer.momentum is no option"),
+    ("loss.loss_type=focal", "loss.loss_type='focal'"),
+    ("loss.weight_dict={'iou': 1}", "loss.weight_dict.iou is no loss"),
+    ("loss.weight=3", "did you mean 'weight_dict'"),
+    ("model.type=MoDATT", "did you mean 'MoDAT'"),
+    ("model.backbone.type=pvt_v9", "model.backbone.type='pvt_v9' is no network of timm's"),
+    ("model.backbone.init_weights_path=/nowhere.pth", "no weights file /nowhere.pth"),
+    ("model.backbone.pretrained=True", "model.backbone.pretrained is no option"),
+    ("model.vggish.pretrained_vggish_model_path=/nowhere.pth", "no weights file /nowhere.pth"),
+    ("model.vggish.channels=(4, 4)", "VGGish has four stages, got channels=(4, 4)"),
+    ("model.embed_dim=30", "embed_dim=30 is not a multiple"),
+    ("model.neck={'type': 'FPN'}", "model.neck must be None"),
+    ("model.head.type=Head", "did you mean 'SegHead'"),
+    ("model.head.num_classes=71", "model.head.num_classes=71, but dataset.train has 1 classes"),
+    ("model.head.query_generator.type=Generator", "model.head.query_generator.type='Generator'"),
+    ("model.head.query_generator.early_fusion.type=MTB", "did you mean 'MTA'"),
+    ("model.head.query_generator.query_init=random", "query_init is 'repeat' or 'learned', got 'random'"),
+    ("model.head.transformer.encoder.layers=3", "model.head.transformer.encoder.layers is no option"),
+    ("model.head.transformer.encoder.layer.num_heads=5", "not a multiple of num_heads 5"),
+    ("model.head.fusion_block.second_policy_train=some", "'some' is none of all, none, threshold, random"),
+    ("model.head.fusion_block.num_experts=0", "num_experts=0"),
+    ("model.head.fusion_block.branches=none", "branches is 'both', 'channel' or 'spatial', got 'none'"),
+    ("model.head.depth.x=1", "model.head has no 'depth'"),
+    ("dataset.train.type=MS4Dataset", "dataset.train.type='MS4Dataset' is no data set"),
+    ("dataset.train.type=S4Dataset", "its splits belong to different tasks"),
+    ("dataset.train.split=training", "has no clip of the split 'training'"),
+    ("dataset.train.img_size=64", "img_size=64, expected (height, width)"),
+    ("dataset.train.img_size=(0, 64)", "img_size=(0, 64)"),
+    ("dataset.train.batch_size=0", "batch_size=0, expected a whole number above zero"),
+    ("dataset.train.anno_csv=/nowhere.csv", "the table /nowhere.csv is missing"),
+    ("dataset.train.audio=mp3", "audio='mp3', expected one of auto, wav, log_mel"),
+    ("dataset.train.mask_num=9", "mask_num=9, expected 1 to frames_per_clip=5"),
+    ("dataset.train.directory=/x", "dataset.train.directory is no option of MS3Dataset"),
+    ("dataset.val=None", "dataset.val is missing"),
+    ("extra.key=1", "the config has no 'extra'"),
+    ("process", "'process' is no override: write key=value"),
+    ("=3", "'=3' is no override"),
+]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = make_data(tmp_path_factory.mktemp("drawn"), clips=(2, 1, 1), tasks=("ms3",))
+    return write_config(tmp_path_factory.mktemp("config") / "tiny.py", data)
+
+
+def prepare(path: Path, *overrides: str) -> None:
+    """Everything that training does before its first step."""
+    cfg = load_config(path, overrides, "ms3")
+    check_classes(cfg)
+    check_optimizer(cfg.optimizer, cfg.process.clip_grad_norm)
+    for split in ("train", "val", "test"):
+        build_dataset(cfg.dataset[split], where=f"dataset.{split}")
+    build_model(cfg.model)
+    build_trainer(cfg.process, path.parent, [])
+
+
+def test_the_config_is_sound_without_a_mistake(config: Path) -> None:
+    prepare(config)
+
+
+@pytest.mark.parametrize(("override", "words"), MISTAKES, ids=[override for override, _ in MISTAKES])
+def test_a_mistake_is_named(config: Path, override: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError) as caught:
+        prepare(config, override)
+    assert words in str(caught.value)
