@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class MultiheadAttention(nn.Module):
     """Multi-head attention (Vaswani et al., 2017) that never materialises its weights.
 
-    The parameters carry the names and layout of `torch.nn.MultiheadAttention`; the computation keeps the batch first and
-    hands strided views to the fused kernel.
+    The parameters carry the names and layout of `torch.nn.MultiheadAttention`; the computation keeps the batch first
+    and hands strided views to the fused kernel.
 
     Args:
         embed_dim: C.

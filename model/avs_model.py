@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from model.backbones import TimmBackbone
+from model.mask_head import MaskPredictor
+from model.transformer import Transformer
 from utils.registry import MODELS
 
 
@@ -76,10 +79,10 @@ class AVSModel(nn.Module):
 
     def set_activation_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations of backbone, transformer and mask MLP in the backward pass: less memory, more time."""
-        if hasattr(self.backbone, "set_grad_checkpointing"):
+        if isinstance(self.backbone, TimmBackbone):
             self.backbone.set_grad_checkpointing(enable)
         for module in self.head.modules():
-            if hasattr(module, "checkpointing"):
+            if isinstance(module, Transformer | MaskPredictor):
                 module.checkpointing = enable
 
     @staticmethod

@@ -1,6 +1,7 @@
 """Picture backbones by timm: feature maps at 1/4, 1/8, 1/16 and 1/32 of the picture."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -19,8 +20,8 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: timm's name, or a published one (`res50`).
-        init_weights_path: a file of pretrained weights (AVSBench's `pvt_v2_b5.pth`, `resnet50-19c8e357.pth`, or timm's own
-            names), 'timm' for the weights that timm downloads, None for random ones.
+        init_weights_path: a file of pretrained weights (AVSBench's `pvt_v2_b5.pth`, `resnet50-19c8e357.pth`, or timm's
+            own names), 'timm' for the weights that timm downloads, None for random ones.
         drop_path_rate: stochastic depth in training; None leaves timm's default.
 
     Attributes:
@@ -38,18 +39,19 @@ class TimmBackbone(nn.Module):
         if not timm.is_model(timm_name):
             known = [*PUBLISHED_NAMES, *timm.list_models(f"{timm_name[:5]}*")]
             raise ConfigError(f"model.backbone.type={name!r} is no network of timm's: {suggestion(name, known)}")
-        options = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
+        options: dict[str, Any] = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
         try:
-            self.network = timm.create_model(
+            network: Any = timm.create_model(
                 timm_name, pretrained=init_weights_path == "timm", features_only=True, **options
             )
         except (RuntimeError, TypeError, AssertionError, AttributeError) as error:
             raise ConfigError(f"model.backbone.type={name!r} gives no feature maps: {error}") from error
-        levels = {info["reduction"]: (index, info["num_chs"]) for index, info in enumerate(self.network.feature_info)}
+        levels = {info["reduction"]: (index, info["num_chs"]) for index, info in enumerate(network.feature_info)}
         if not set(STRIDES) <= set(levels):
             raise ConfigError(
                 f"model.backbone.type={name!r} has feature maps at strides {sorted(levels)}, and {STRIDES} are needed."
             )
+        self.network = network
         self._levels = [levels[stride][0] for stride in STRIDES]
         self.channels = tuple(levels[stride][1] for stride in STRIDES)
         if init_weights_path not in (None, "timm"):

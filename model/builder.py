@@ -60,7 +60,7 @@ def build_model(cfg: Mapping[str, Any]) -> AVSModel:
         raise ConfigError(f"The config's model cannot be built: {error}.") from error
 
 
-def _build_backbone(cfg: Mapping[str, Any] | None) -> nn.Module:
+def _build_backbone(cfg: Mapping[str, Any] | None) -> Any:
     """A registered backbone by its type, any other type by timm's name."""
     if cfg is None or "type" not in cfg:
         raise ConfigError(f"model.backbone must name a type, 'pvt_v2_b5' for one; got {cfg!r}.")

@@ -132,12 +132,13 @@ class CSA(nn.Module):
         )
         fused = outputs[0]
         if self.branch_score is not None:
-            share = self._channel_share(*outputs)
+            share = _channel_share(self.branch_score, *outputs)
             fused = torch.lerp(outputs[1], outputs[0], share.to(fused.dtype))
         return FusionOutput(fused.transpose(1, 2).unflatten(2, (height, width)), torch.stack(balances).mean())
 
-    def _channel_share(self, channel: Tensor, spatial: Tensor) -> Tensor:
-        """Weight (N, H * W, 1) of the channel branch against the spatial one: softmax of two scores is a sigmoid."""
-        weight, bias = self.branch_score.weight, self.branch_score.bias  # (2, 2 * C), (2,)
-        of_channel, of_spatial = (weight[:1] - weight[1:]).chunk(2, dim=1)
-        return torch.sigmoid(F.linear(channel, of_channel, bias[:1] - bias[1:]) + F.linear(spatial, of_spatial))
+
+def _channel_share(score: nn.Linear, channel: Tensor, spatial: Tensor) -> Tensor:
+    """Weight (N, H * W, 1) of the channel branch against the spatial one: softmax of two scores is a sigmoid."""
+    of_channel, of_spatial = (score.weight[:1] - score.weight[1:]).chunk(2, dim=1)  # (1, C) each
+    bias = score.bias[:1] - score.bias[1:]
+    return torch.sigmoid(F.linear(channel, of_channel, bias) + F.linear(spatial, of_spatial))

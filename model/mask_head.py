@@ -1,6 +1,7 @@
 """From memory and queries to masks: the pixel decoder and the mask predictor."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +37,9 @@ class PixelDecoder(nn.Module):
 class MaskPredictor(nn.Module):
     """Compares each pixel with each query, and turns the answers into logits.
 
-    The products with the Q queries go through an MLP over the query axis, back to C channels; added to the mask feature, a
-    small convolutional head makes logits of it. The first layer of the MLP is linear in the products, so it is applied to
-    the queries instead where that is less work: relu(W (q f) + b) = relu((W q) f + b).
+    The products with the Q queries go through an MLP over the query axis, back to C channels; added to the mask
+    feature, a small convolutional head makes logits of it. The first layer of the MLP is linear in the products, so it
+    is applied to the queries instead where that is less work: relu(W (q f) + b) = relu((W q) f + b).
 
     Args:
         embed_dim: C.
@@ -82,7 +83,7 @@ class MaskPredictor(nn.Module):
 
     def _answer(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         """Mask feature plus the MLP of its products with the queries, (N, C, H, W)."""
-        first, second, third = self.layers
+        first, second, third = (cast(nn.Linear, layer) for layer in self.layers)
         tokens = mask_feature.flatten(2).transpose(1, 2)  # (N, H * W, C)
         if self._folding_pays(tokens.shape[1], tokens.shape[2]):
             folded = first.weight @ queries  # (N, hidden, C)
@@ -94,5 +95,5 @@ class MaskPredictor(nn.Module):
 
     def _folding_pays(self, pixels: int, channels: int) -> bool:
         """Whether Q * C * hidden + pixels * C * hidden is less than pixels * Q * (C + hidden) multiplications."""
-        hidden, queries = self.layers[0].weight.shape
+        hidden, queries = cast(nn.Linear, self.layers[0]).weight.shape
         return channels * hidden * (queries + pixels) < pixels * queries * (channels + hidden)

@@ -1,9 +1,10 @@
 """Mixture of attention experts over pixels: a top-2 router with capacity, and two kinds of experts.
 
-The published code moves tokens to experts and back through dense one-hot tensors of N x n x E x capacity elements. Nothing
-here has a capacity axis: the router says which expert keeps which token with which weight, as one (N, n, E) tensor, and
-both kinds of experts reduce to a few matrix products with it. That is exact, because a channel expert asks one question of
-its tokens and answers with one gate for all of them, and a spatial expert answers a token from the sound alone.
+The published code moves tokens to experts and back through dense one-hot tensors of N x n x E x capacity elements.
+Nothing here has a capacity axis: the router says which expert keeps which token with which weight, as one (N, n, E)
+tensor, and both kinds of experts reduce to a few matrix products with it. That is exact, because a channel expert asks
+one question of its tokens and answers with one gate for all of them, and a spatial expert answers a token from the
+sound alone.
 
 Notation: N frames, n tokens a frame, E experts, C channels, h heads, d = C / h, A audio tokens.
 """
@@ -93,7 +94,7 @@ class Top2Router(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, tokens: Tensor) -> Routing:
-        """Route tokens (N, n, C). Computed in float32 whatever the precision around it: a rounded gate is another route."""
+        """Route tokens (N, n, C), in float32 whatever the precision around it: a rounded gate is another route."""
         with torch.autocast(tokens.device.type, enabled=False):
             return self._route(tokens.float())
 
@@ -132,8 +133,8 @@ class Top2Router(nn.Module):
 def counter_uniform(count: int, seed: int, device: torch.device) -> Tensor:
     """`count` uniform draws in [0, 1), float32, that depend on `seed` and their index alone.
 
-    A counter-based generator (two rounds of the 32-bit finaliser of MurmurHash3, Appleby, 2011): the same numbers on every
-    device and under every compiler, without a state that the order of calls could change.
+    A counter-based generator (two rounds of the 32-bit finaliser of MurmurHash3, Appleby, 2011): the same numbers on
+    every device and under every compiler, without a state that the order of calls could change.
     """
     bits = torch.arange(count, dtype=torch.int64, device=device) + (seed * 0x9E3779B9 & 0x7FFFFFFF)
     for _ in range(2):
@@ -146,8 +147,9 @@ def counter_uniform(count: int, seed: int, device: torch.device) -> Tensor:
 class ChannelExperts(nn.Module):
     """Experts that weigh channels: the sound attends to the expert's tokens, and the answer gates their channels.
 
-    One query an expert means that keys and values need not be computed for every token: with the key matrix folded into the
-    query, the scores of all tokens are one product, and the value matrix acts once on the attended mean of the tokens.
+    One query an expert means that keys and values need not be computed for every token: with the key matrix folded into
+    the query, the scores of all tokens are one product, and the value matrix acts once on the attended mean of the
+    tokens.
 
     Args:
         embed_dim: C.
@@ -175,7 +177,7 @@ class ChannelExperts(nn.Module):
     def forward(self, tokens: Tensor, audio_tokens: Tensor, routing: Routing) -> Tensor:
         """Tokens (N, n, C), audio tokens (N, A, C) and their routing -> output (N, n, C)."""
         audio = audio_tokens.mean(dim=1)  # (N, C)
-        frames, _, channels = tokens.shape
+        channels = tokens.shape[2]
         experts, heads = self.query_weight.shape[0], self.num_heads
         key_weight, value_weight = self.key_value_weight.chunk(2, dim=1)  # (E, C, C)
 
@@ -213,9 +215,9 @@ class SpatialExperts(nn.Module):
         num_experts: E.
         num_heads: h.
         dropout: of the attention weights, in training.
-        audio_tokens: 'mean', the published expert: with the mean of the audio tokens as its only key, an expert's answer
-            is the same vector for every token, and is computed once. 'all' attends over all audio tokens, as the paper's
-            figure shows.
+        audio_tokens: 'mean', the published expert: with the mean of the audio tokens as its only key, an expert's
+            answer is the same vector for every token, and is computed once. 'all' attends over all audio tokens, as the
+            paper's figure shows.
     """
 
     def __init__(

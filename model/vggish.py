@@ -67,12 +67,12 @@ class VGGish(nn.Module):
             return embedding if self.pca is None else self.pca(embedding)
 
     def _initialise(self) -> None:
-        # Each layer keeps the variance of its input (He et al., 2015): PyTorch's default start shrinks it by half an order
-        # a layer, and nine layers of random weights would tell all sounds alike.
+        # Each layer keeps the variance of its input (He et al., 2015): PyTorch's default start shrinks it by half an
+        # order a layer, and nine layers of random weights would tell all sounds alike.
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def _load(self, weights_path: str | Path | None, pca_path: str | Path | None) -> None:
         from utils.checkpoint import load_pca, load_vggish

@@ -1,7 +1,7 @@
 """Weights files: published ones and ours, pretrained backbones, and their renaming in one place.
 
-Ours differ from the published names where a module of ours is named by what it does, where experts are one stacked tensor,
-and where a 1x1 convolution is a linear layer. `to_ours` and `to_published` are exact inverses.
+Ours differ from the published names where a module of ours is named by what it does, where experts are one stacked
+tensor, and where a 1x1 convolution is a linear layer. `to_ours` and `to_published` are exact inverses.
 """
 
 import logging
@@ -54,23 +54,24 @@ _HEAD = [  # (ours, published): beginnings of names, {} stands for a number; the
     ("head.fusion_block.spatial.router.weight", "head.fusion_block.spatial_attn.gate.w_gating"),
 ]
 _RESNET = [("layer3.", "layer3_1."), ("layer4.", "layer4_1.")]
+_STAGES = (1, 2, 3, 4)  # of a PVT; ours count from 0
 _PVT = [
     ("patch_embed.", "patch_embed1."),
-    *(("stages_%d.downsample." % (stage - 1), "patch_embed%d." % stage) for stage in (2, 3, 4)),
-    *(
-        ("stages_%d.blocks.{}.mlp.dwconv." % (stage - 1), "block%d.{}.mlp.dwconv.dwconv." % stage)
-        for stage in (1, 2, 3, 4)
-    ),
-    *(("stages_%d.blocks.{}." % (stage - 1), "block%d.{}." % stage) for stage in (1, 2, 3, 4)),
-    *(("stages_%d.norm." % (stage - 1), "norm%d." % stage) for stage in (1, 2, 3, 4)),
+    *((f"stages_{stage - 1}.downsample.", f"patch_embed{stage}.") for stage in _STAGES[1:]),
+    *((f"stages_{i - 1}.blocks.{{}}.mlp.dwconv.", f"block{i}.{{}}.mlp.dwconv.dwconv.") for i in _STAGES),
+    *((f"stages_{stage - 1}.blocks.{{}}.", f"block{stage}.{{}}.") for stage in _STAGES),
+    *((f"stages_{stage - 1}.norm.", f"norm{stage}.") for stage in _STAGES),
 ]
 _EXPERTS = {  # ours, stacked over experts -> published, one tensor an expert
-    "head.fusion_block.channel.experts.query_weight": "head.fusion_block.channel_attn.experts.experts.{}.q_proj.weight",
-    "head.fusion_block.channel.experts.key_value_weight": "head.fusion_block.channel_attn.experts.experts.{}.kv_proj.weight",
-    "head.fusion_block.channel.experts.out_weight": "head.fusion_block.channel_attn.experts.experts.{}.proj.weight",
-    "head.fusion_block.channel.experts.out_bias": "head.fusion_block.channel_attn.experts.experts.{}.proj.bias",
-    "head.fusion_block.spatial.experts.in_weight": "head.fusion_block.spatial_attn.experts.experts.{}.attn.in_proj_weight",
-    "head.fusion_block.spatial.experts.out_weight": "head.fusion_block.spatial_attn.experts.experts.{}.attn.out_proj.weight",
+    f"head.fusion_block.{kind}.experts.{ours}": f"head.fusion_block.{kind}_attn.experts.experts.{{}}.{published}"
+    for kind, ours, published in (
+        ("channel", "query_weight", "q_proj.weight"),
+        ("channel", "key_value_weight", "kv_proj.weight"),
+        ("channel", "out_weight", "proj.weight"),
+        ("channel", "out_bias", "proj.bias"),
+        ("spatial", "in_weight", "attn.in_proj_weight"),
+        ("spatial", "out_weight", "attn.out_proj.weight"),
+    )
 }
 _BRANCH_SCORE = {  # ours, one row a branch -> published, one convolution a branch
     f"head.fusion_block.branch_score.{leaf}": tuple(f"head.fusion_block.gate_{branch}.{leaf}" for branch in "cs")
@@ -193,7 +194,7 @@ def to_ours(published: Mapping[str, Tensor]) -> StateDict:
     linear = {name: tensor.flatten(1) if _POINTWISE.fullmatch(name) else tensor for name, tensor in published.items()}
     ours: StateDict = {}
     for name, pattern in _EXPERTS.items():
-        experts = []
+        experts: list[Tensor] = []
         while (expert := pattern.format(len(experts))) in linear:
             experts.append(linear.pop(expert))
         if experts:
@@ -291,12 +292,13 @@ def _read(path: str | Path) -> Any:
         raise CheckpointError(f"{path} is damaged or no weights file: {str(error).splitlines()[0]}") from error
 
 
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
 # What a pickled array of floats names: VGGish's PCA parameters are handed out as arrays.
 _ARRAY_GLOBALS: list[Any] = [
     np.ndarray,
     np.dtype,
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-    (np._core.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
+    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
     *(type(np.dtype(kind)) for kind in ("float32", "float64")),
 ]
 

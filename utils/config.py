@@ -1,7 +1,7 @@
 """Config files: Python with `_base_` inheritance, `key=value` overrides, and every key checked.
 
-The published config files load unchanged. What a file leaves out comes from the tables below, so after `load_config` every
-key of `process`, `optimizer` and `loss` is there.
+The published config files load unchanged. What a file leaves out comes from the tables below, so after `load_config`
+every key of `process`, `optimizer` and `loss` is there.
 """
 
 import ast
@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmengine.config import Config, ConfigDict
 
+from dataloader.base import AudioVisualDataset
 from utils import schedules
 from utils.errors import ConfigError
 from utils.registry import DATASETS, lookup, suggestion
@@ -64,8 +65,8 @@ class ProcessConfig:
         freeze_epochs: first epochs in which the picture backbone does not train.
         start_eval_epoch: first epoch (from 0) after which the validation split is scored.
         eval_interval: epochs between two validations.
-        lr_schedule: None, dict(type='StepLR', step_size, gamma) in epochs, or dict(type='cosine', warmup_steps, min_lr) in
-            steps.
+        lr_schedule: None, dict(type='StepLR', step_size, gamma) in epochs, or dict(type='cosine', warmup_steps, min_lr)
+            in steps.
         work_dir: where runs are written, in a folder of the config's name.
         seed: of weights, data order and all draws.
         precision: '32', 'bf16' or '16', mixed in the latter two.
@@ -278,7 +279,7 @@ def _task(cfg: Config, path: Path, wanted: str | None) -> str:
                 f"dataset.{name}.type={split.get('type')!r} is no data set: "
                 f"{suggestion(str(split.get('type')), list(DATASETS.module_dict))}"
             )
-        tasks[name] = found.task
+        tasks[name] = cast(type[AudioVisualDataset], found).task
     if len(set(tasks.values())) > 1:
         raise ConfigError(f"{path}: its splits belong to different tasks: {tasks}.")
     task = tasks["train"]

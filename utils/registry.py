@@ -1,7 +1,8 @@
 """Names in configs and the classes they stand for.
 
-A new fusion module is one file with `@FUSIONS.register_module()` above its class, and one line in a config. What a module
-can be told by its neighbours (`embed_dim`, a backbone's channels) is supplied by the builder, so no config repeats it.
+A new fusion module is one file with `@FUSIONS.register_module()` above its class, and one line in a config. What a
+module can be told by its neighbours (`embed_dim`, a backbone's channels) is supplied by the builder, so no config
+repeats it.
 """
 
 import difflib
@@ -87,7 +88,7 @@ def build(registry: Registry, cfg: Mapping[str, Any] | None, *, where: str, **su
     for key, value in supplied.items():
         if key in arguments and _plain(arguments[key]) != _plain(value):
             raise ConfigError(
-                f"{where}.{key}={arguments[key]!r} contradicts the rest of the model, which has {value!r}: leave it out."
+                f"{where}.{key}={arguments[key]!r} contradicts {value!r}, which the rest of the model has: drop it."
             )
         if key in parameters:
             arguments[key] = value

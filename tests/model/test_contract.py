@@ -182,7 +182,7 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
     "contradiction": (
         "head",
         {"query_generator": {"type": "RepeatGenerator", "query_num": 5}},
-        "query_num=5 contradicts the rest of the model, which has 6",
+        "query_num=5 contradicts 6, which the rest of the model has",
     ),
     "wrong channels": ("head", {"in_channels": [1, 2, 3, 4]}, "in_channels=.1, 2, 3, 4. contradicts"),
     "heads": ("head", {"fusion_block": {"type": "CSA", "num_heads": 3}}, "not a multiple of num_heads=3"),

@@ -122,7 +122,7 @@ def test_dropout_keeps_the_mean_of_the_spatial_experts() -> None:
 
 def test_counted_draws_are_uniform_and_depend_on_the_seed() -> None:
     draws = counter_uniform(100_000, 3, torch.device("cpu"))
-    assert 0 <= float(draws.min()) and float(draws.max()) < 1
+    assert float(draws.min()) >= 0 and float(draws.max()) < 1
     histogram = torch.histc(draws, 50, 0, 1)
     assert float(((histogram - 2000) ** 2 / 2000).sum()) < 90  # chi-square, 49 degrees: 1 in 5000
     assert float(torch.corrcoef(torch.stack([draws[1:], draws[:-1]]))[0, 1].abs()) < 0.02

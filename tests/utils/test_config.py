@@ -95,7 +95,7 @@ def test_a_wrong_key_or_value_is_named(override: str) -> None:
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no config file nowhere.py. Shipped: .*config/ms3/MoDAT_pvt2_ms3.py"):
+    with pytest.raises(ConfigError, match=r"no config file nowhere\.py\. Shipped: .*config/ms3/MoDAT_pvt2_ms3\.py"):
         load_config("nowhere.py")
     broken = tmp_path / "broken.py"
     broken.write_text("model = dict(")

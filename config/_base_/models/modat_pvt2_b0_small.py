@@ -1,4 +1,4 @@
-"""MoDAT in every part, small enough to learn from random weights on two CPU cores: PVTv2-B0, C = 128, trained VGGish."""
+"""Every part of MoDAT, small enough to learn from random weights on two CPU cores: PVTv2-B0, C = 128."""
 
 model = dict(
     type="MoDAT",
