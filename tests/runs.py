@@ -151,6 +151,6 @@ def start(*arguments: object, script: str = "train.py", **extra: str) -> subproc
 def finish(*arguments: object, script: str = "train.py", status: int | None = 0, **extra: str) -> str:
     """Run an entry point to its end and return what it printed; `status` is what it has to exit with (None: any)."""
     process = start(*arguments, script=script, **extra)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert status is None or process.returncode == status, f"status {process.returncode}:\n{output}"
     return output

@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(data: Path, tmp_path: Path,
         time.sleep(0.001)
     ballast = mount / "ballast"
     subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1M"], capture_output=True, check=False)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 2, output
     assert "No space left on device" in output and "go on with --resume" in output and "Traceback" not in output
     step = read_checkpoint(folder / LAST)["run"]["step"]

@@ -65,7 +65,7 @@ def test_a_signal_to_the_first_process_stops_all_and_the_run_goes_on(data: Path,
     while process.poll() is None and not (stopped / "metrics.csv").exists():
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "the run is saved in" in output
     assert 1 <= read_checkpoint(stopped / LAST)["run"]["step"] < 6

