@@ -192,7 +192,7 @@ class ChannelExperts(nn.Module):
             2
         )  # (N, E, C)
         gate = torch.sigmoid(self.dropout(torch.einsum("nec,edc->ned", value, self.out_weight) + self.out_bias))
-        return tokens * (routing.weight.to(gate.dtype) @ gate)
+        return tokens * (routing.weight.to(gate.dtype) @ gate).to(tokens.dtype)
 
     def _softmax_over_places(self, scores: Tensor, routing: Routing) -> Tensor:
         """Softmax over the n tokens an expert keeps, and over its empty places as scores of 0."""
@@ -249,14 +249,14 @@ class SpatialExperts(nn.Module):
         answer = torch.einsum("neahd,echd->neahc", value, self.out_weight.unflatten(-1, (heads, -1)))  # (N, E, A, h, C)
 
         if self.audio_tokens == "mean" and not (self.training and self.dropout):
-            return routing.weight.to(answer.dtype) @ answer.sum(dim=(2, 3))
+            return (routing.weight.to(answer.dtype) @ answer.sum(dim=(2, 3))).to(tokens.dtype)
         if self.audio_tokens == "mean":
             attention = tokens.new_ones(*tokens.shape[:2], self.in_weight.shape[0], 1, heads)  # softmax over one key
         else:
             attention = self._attention(tokens, audio_tokens, query_weight, key_weight)
         attention = F.dropout(attention, self.dropout, self.training)  # (N, n, E, A, h)
         weighted = routing.weight[..., None, None].to(attention.dtype) * attention
-        return weighted.flatten(2) @ answer.flatten(1, 3)
+        return (weighted.flatten(2) @ answer.flatten(1, 3)).to(tokens.dtype)
 
     def _attention(self, tokens: Tensor, audio_tokens: Tensor, query_weight: Tensor, key_weight: Tensor) -> Tensor:
         """Attention weights (N, n, E, A, h), with the query matrix folded into the few keys."""

@@ -202,3 +202,32 @@ def test_a_wrong_config_is_told_what_is_wrong(name: str) -> None:
     with pytest.raises(Exception, match=message) as caught:
         build_model(cfg)
     assert isinstance(caught.value, ConfigError) or "weights file" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["modat", "all audio tokens", "channel", "spatial", "mixer"])
+def test_fusion_takes_either_precision_under_autocast(name: str, dtype: torch.dtype) -> None:
+    """On a GPU group normalisation hands it float32, on a CPU what came in."""
+    fusion = build_model(tiny(MODELS[name])).head.fusion_block
+    feature = torch.randn(2, 16, 8, 8).to(dtype).requires_grad_()
+    for training in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            fused, aux_loss = fusion.train(training)(feature, torch.randn(2, 3, 16))
+        (fused.float().square().mean() + aux_loss).backward()
+        assert fused.shape == feature.shape and fused.isfinite().all()
+    assert feature.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["modat", "temporal", "attention", "mixer"])
+def test_bf16_is_close_to_float32(name: str) -> None:
+    network = build_model(tiny(MODELS[name])).train()
+    log_mel, frames = example(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(log_mel, frames)
+    (out.logits.float().mean() + out.aux_loss).backward()
+    network.eval()
+    with torch.no_grad():
+        exact = network(log_mel, frames).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(log_mel, frames).logits.float()
+    assert float((exact - rounded).norm() / exact.norm()) < 0.2
