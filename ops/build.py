@@ -167,8 +167,11 @@ def _communicate(process: subprocess.Popen[str], timeout: float) -> tuple[int | 
 def _explain(library: Library, code: int | None, output: str, timeout: float, log: Path) -> str:
     if code is None:
         return f"building the {library} library took over {timeout:.0f} s; raise MODAT_OPS_TIMEOUT. Output: {log}"
-    lines = [line.strip() for line in output.splitlines()]
-    telling = [line for line in lines if re.search(r"\berror\b.*:", line, re.IGNORECASE)] or lines or ["no output"]
+    # PyTorch's own "Error building extension" precedes what the compiler said.
+    lines = [line.strip() for line in output.splitlines() if "Error building extension" not in line]
+    telling = (
+        [line for line in lines if re.search(r"\b(error|fatal)\b.*:", line, re.IGNORECASE)] or lines or ["no output"]
+    )
     remedy = "check the compiler (CXX)" if library == "cpu" else "check nvcc (CUDA_HOME), which must fit PyTorch's CUDA"
     return f"building the {library} library failed: {telling[0][:300]}; {remedy}. Whole output: {log}"
 

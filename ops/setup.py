@@ -47,7 +47,11 @@ class BuildKernels(build_py):
 
 
 class WithBinaries(Distribution):
-    """A wheel for this platform only."""
+    """A wheel for this platform only, whose one package is made by the build."""
+
+    def has_pure_modules(self) -> bool:
+        """Without this, build_py is not asked: there is no package among the sources."""
+        return True
 
     def has_ext_modules(self) -> bool:
         """The libraries are no Python extensions, but as little portable."""
