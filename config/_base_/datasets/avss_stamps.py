@@ -1,6 +1,6 @@
 """Photographs and recorded sounds of Debian's tuxpaint-stamps-default in the layout of AVSS, 128 pixels."""
 
-stamps = dict(tasks=["avss"], out="data/stamps", size=128)
+stamps = dict(tasks=["avss"], out="data/stamps", size=128, kinds=12)
 dataset = {
     split: dict(
         type="V2Dataset",
@@ -14,6 +14,7 @@ dataset = {
         dir_base="data/stamps/AVSS",
         img_size=(128, 128),
         batch_size=2,
+        flip=split == "train",
     )
     for split in ("train", "val", "test")
 }

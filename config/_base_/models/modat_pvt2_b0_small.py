@@ -8,6 +8,7 @@ model = dict(
         pretrained_vggish_model_path=None,
         channels=(16, 32, 64, 128),
         hidden_dim=256,
+        batch_norm=True,
     ),
     head=dict(
         type="SegHead",
@@ -28,7 +29,7 @@ model = dict(
             decoder=dict(num_layers=2, layer=dict(ffn_dim=256, dropout=0.0, num_heads=4)),
         ),
         mask_hidden_dim=256,
-        head_dims=(64, 32),
+        head_dims=(32, 16),
     ),
     audio_dim=128,
     embed_dim=128,
