@@ -4,11 +4,8 @@ The front end is that of VGGish (Hershey et al., "CNN architectures for large-sc
 25 ms periodic Hann windows every 10 ms, magnitude spectrum, 64 mel bands, logarithm, patches of 96 frames.
 """
 
-import contextlib
 import functools
 import hashlib
-import os
-import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from torch import Tensor
 from torchaudio.compliance.kaldi import get_mel_banks
 
 from utils.errors import DataError
+from utils.files import atomic_path
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW_LENGTH = 400  # samples, 25 ms
@@ -210,17 +208,10 @@ class LogMelCache:
     def _store(self, key: str, value: Tensor) -> bool:
         if self.folder is None:
             return False
-        temporary: str | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
-            with os.fdopen(handle, "wb") as file:
+            with atomic_path(self.folder / f"{key}.npy", durable=False) as part, part.open("wb") as file:
                 np.save(file, value.numpy(), allow_pickle=False)
-            os.replace(temporary, self.folder / f"{key}.npy")
         except OSError:  # read-only or full
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
             return False
         return True
 

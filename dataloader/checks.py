@@ -3,8 +3,6 @@
 import csv
 import hashlib
 import io
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +18,7 @@ from dataloader.base import AudioVisualDataset, Clip
 from dataloader.pictures import open_picture
 from dataloader.tables import Row, inside
 from utils.errors import DataError
+from utils.files import atomic_path
 from utils.registry import DATASETS, build
 
 SPLITS = ("train", "val", "test")
@@ -272,16 +271,8 @@ def _fingerprint(dataset: AudioVisualDataset, clip: Clip) -> str:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
 
 
 def _same(item: Any) -> Any:

@@ -17,6 +17,7 @@ from dataloader.base import AudioVisualDataset
 from utils import schedules
 from utils.errors import ConfigError
 from utils.registry import DATASETS, lookup, suggestion
+from utils.runtime import shipped_configs
 
 TASKS = ("s4", "ms3", "avss")
 SPLITS = ("train", "val", "test")
@@ -182,15 +183,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), task: str | Non
     return cfg
 
 
-def shipped_configs() -> list[Path]:
-    """The config files that can be run, sorted, relative to the project."""
-    root = Path(__file__).resolve().parents[1]
-    return sorted(path.relative_to(root) for task in TASKS for path in (root / "config" / task).glob("*.py"))
-
-
 def _read(path: Path) -> Config:
     if not path.is_file():
-        names = ", ".join(str(shipped) for shipped in shipped_configs())
+        names = ", ".join(shipped_configs())
         raise ConfigError(f"There is no config file {path}. Shipped: {names}.")
     try:
         return Config.fromfile(path, lazy_import=False)

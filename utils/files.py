@@ -8,14 +8,15 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Write a file so that no reader ever sees half of it, whatever happens to the writer.
 
     Args:
         path: where the file goes; its folder is made.
+        durable: wait until the disk has it, so that it survives a power cut too; slow for thousands of files.
 
     Yields:
-        A path beside it to write to. When the block ends, it is flushed to disk and renamed to `path`; when the block
+        A path beside it to write to. When the block ends, it is renamed to `path`; when the block
         raises, it is removed and `path` stays as it was.
 
     Raises:
@@ -28,8 +29,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     part = Path(name)
     try:
         yield part
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
+        if durable:
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
         part.chmod(0o644)
         part.replace(path)
     finally:

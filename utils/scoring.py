@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from dataloader import AudioVisualDataset, build_dataset
 from utils.errors import DataError
 from utils.evaluation import SCALARS, Scores
+from utils.files import atomic_path
 from utils.pictures import SheetRow, clip_rows, predicted_classes, save_masks, save_sheet
 
 SHEET_CLIPS = 4
@@ -179,10 +180,8 @@ def results(scores: Scores, classes: list[str]) -> dict[str, Any]:
 
 def write_results(path: Path, header: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
     """Write scores as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps({**header, **scores}, indent=2) + "\n")
-    temporary.replace(path)
+    with atomic_path(path) as part:
+        part.write_text(json.dumps({**header, **scores}, indent=2) + "\n")
 
 
 def results_table(scores: Mapping[str, Any], title: str) -> Table:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from dataloader.palette import encode
 from dataloader.semantic import SUBSETS
 from scripts.stamps.library import Library, class_names
 from scripts.stamps.scene import Recipe, Scene, compose
+from utils.files import atomic_path
 
 SPLITS = ("train", "val", "test")
 FOLDERS = {"s4": "Single-source", "ms3": "Multi-sources", "avss": "AVSS"}
@@ -132,10 +132,8 @@ def table(root: Path, task: str) -> Path:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is either whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with atomic_path(path, durable=False) as part:
+        part.write_bytes(data)
 
 
 def _stable(text: str) -> int:
