@@ -4,6 +4,7 @@ Every metric takes logits and labels of N frames, and optionally `frame_flag` (N
 the padded frames of short avss clips, and clips that a distributed sampler repeats to fill up.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 BETA2 = 0.3
 NUM_THRESHOLDS = 255
+CELLS = 2**16
 
 
 def pr_thresholds(device: torch.device | None = None) -> Tensor:
@@ -52,15 +54,28 @@ def frame_f_curves(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def _thresholds_reached(probability: Tensor, thresholds: Tensor) -> Tensor:
-    """How many thresholds each of (P,) probabilities reaches, int32, 0 for NaN: searchsorted, by arithmetic.
+    """How many thresholds each of (P,) probabilities reaches, int32, 0 for NaN: searchsorted, by a table.
 
-    The thresholds are evenly spaced but rounded, so the quotient is right to one place; two comparisons settle it.
+    [0, 1] is cut into 65,536 cells, so that a probability's cell is exact in float32; only in the few cells that hold a
+    threshold is there something to compare.
     """
-    last = len(thresholds) - 1
-    guess = (probability.nan_to_num(-1.0) * last).to(torch.int32).clamp_(0, last)
-    next_threshold = torch.cat([thresholds[1:], thresholds.new_full((1,), torch.inf)])
-    reached = guess + (probability >= thresholds.index_select(0, guess)).to(torch.int32)
-    return reached + (probability >= next_threshold.index_select(0, guess)).to(torch.int32)
+    cell = (probability.nan_to_num(-1 / CELLS) * CELLS).to(torch.int32) + 1
+    reached = _cell_table(thresholds.device).index_select(0, cell)
+    unsure = (reached < 0).nonzero().squeeze(1)
+    reached[unsure] = torch.bucketize(probability[unsure], thresholds, right=True, out_int32=True)
+    return reached
+
+
+@lru_cache(maxsize=8)
+def _cell_table(device: torch.device) -> Tensor:
+    """Thresholds reached in each cell, int32, -1 where a threshold lies within; the first entry is for NaN."""
+    with torch.inference_mode(False):
+        thresholds = pr_thresholds()
+        lowest = torch.arange(CELLS + 1, dtype=torch.float32) / CELLS
+        highest = torch.nextafter(lowest + 1 / CELLS, torch.tensor(-1.0))
+        at_lowest, at_highest = (torch.bucketize(x, thresholds, right=True, out_int32=True) for x in (lowest, highest))
+        table = torch.where(at_lowest == at_highest, at_lowest, -1)
+        return torch.cat([table.new_zeros(1), table]).to(device)
 
 
 class MaskIoU(Metric):
