@@ -135,11 +135,17 @@ void backward_slices(const Problem& p, int64_t begin, int64_t end, void* scratch
       const T* weights = (const T*)p.weights + n * p.weights_n + m * s.count;
       const T* points = (const T*)p.samples + n * p.samples_n + 2 * m * s.count;
       const Stored* incoming = (const Stored*)p.grad_out + n * p.grad_out_n + m * p.channels;
+      Table::prefetch(p, points, weights, last, last + together);
+      for (int64_t q = last; q < last + together; ++q) {
+        for (int64_t d = 0; d < p.channels; d += line / (int64_t)sizeof(Stored)) {
+          __builtin_prefetch(incoming + q * p.grad_out_q + d);
+        }
+      }
+      for (int64_t q = first, at = 0; fused && q < last; ++q, at += s.padded) Table::set_reference(s, p, n, q, at);
       for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) {
         Table::set_attention(s, weights + q * p.weights_q, fused, at);
       }
       for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) {
-        if (fused) Table::set_reference(s, p, n, q, at);
         Table::template set_corners<true>(s, points + q * p.samples_q, fused, at, at);
       }
       for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) {

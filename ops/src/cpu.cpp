@@ -44,8 +44,8 @@ Tensor forward(Call call) {
   if (out.numel() == 0) return out;
   p.out = out.mutable_data_ptr();
   const Kernels kernels = choose(storage_of(call.value));
-  const int64_t work = p.heads * p.levels * p.points * p.channels;
-  run(kernels.forward, p, p.batch * p.queries, kernels.forward_scratch(p), std::max<int64_t>(1, 65536 / work));
+  const int64_t work = p.levels * p.points * p.channels;
+  run(kernels.forward, p, p.batch * p.heads * p.queries, kernels.forward_scratch(p), std::max<int64_t>(1, 65536 / work));
   return out;
 }
 

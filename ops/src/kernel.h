@@ -31,8 +31,8 @@ struct Problem {
   void* grad_weights;  // as weights, contiguous
 };
 
-// Kernels of one instruction set for one storage type. A range covers (n, q) rows in the forward pass and (n, m) slices
-// in the backward pass; each range needs its own scratch, aligned to 64 bytes.
+// Kernels of one instruction set for one storage type. A range covers (n, m, q) in the forward pass and (n, m) slices in
+// the backward pass; each range needs its own scratch, aligned to 64 bytes.
 struct Kernels {
   const char* name;
   void (*forward)(const Problem&, int64_t begin, int64_t end, void* scratch);

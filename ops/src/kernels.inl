@@ -11,7 +11,7 @@
 
 template <class T, int W, class Stored>
 Kernels kernels() {
-  return {MODAT_NAME, forward<T, W, Stored>, backward<T, W, Stored>, forward_scratch<T, W>, backward_scratch<T, W>};
+  return {MODAT_NAME, forward<T, W, Stored>, backward<T, W, Stored>, forward_scratch<T, W, Stored>, backward_scratch<T, W>};
 }
 
 Kernels kernels_of(Storage storage) {

@@ -3,6 +3,8 @@
 // loops over corners have no branches. There are tables for several (head, query) pairs at once: each is a long chain
 // of dependent steps, and the processor overlaps those of neighbours.
 
+constexpr int64_t line = 64;  // bytes of a cache line
+
 template <class T, int W>
 struct Samples {
   using S = Simd<T, W>;
@@ -13,7 +15,7 @@ struct Samples {
   int64_t count, padded;  // levels * points, and that rounded up to W: the tables' pitch
   // A level's numbers, repeated for its points.
   T *level_width, *level_height;
-  Int *start, *row;  // offsets of the level and of one row of it
+  Int *level, *start, *row;  // number of the level, offsets of it and of one row of it
   T *reference_x, *reference_y;
   // Of each (head, query) pair; functions take the pair's place `at` in the tables, a multiple of `padded`.
   T* attention;
@@ -24,7 +26,7 @@ struct Samples {
   T* dot[4];
   Int row_stride;
 
-  static constexpr int shared_arrays = 4, pair_arrays = 23;
+  static constexpr int shared_arrays = 5, pair_arrays = 23;
   static int64_t padded_count(const Problem& p) { return (p.levels * p.points + W - 1) / W * W; }
   static int64_t bytes(const Problem& p, int64_t pairs) {
     return (shared_arrays + pair_arrays * pairs) * padded_count(p) * (int64_t)sizeof(T);
@@ -40,7 +42,8 @@ struct Samples {
       next += length;
       return array;
     };
-    level_width = take(), level_height = take(), start = (Int*)take(), row = (Int*)take();
+    level_width = take(), level_height = take();
+    level = (Int*)take(), start = (Int*)take(), row = (Int*)take();
     length = padded * pairs;
     reference_x = take(), reference_y = take(), attention = take();
     for (int c = 0; c < 4; ++c) offset[c] = (Int*)take(), weight[c] = take(), dot[c] = take();
@@ -48,15 +51,16 @@ struct Samples {
     has_left = take(), has_right = take(), has_top = take(), has_bottom = take();
 
     for (int64_t k = 0; k < padded; ++k) {
-      level_width[k] = level_height[k] = 1, start[k] = row[k] = 0;
+      level_width[k] = level_height[k] = 1, level[k] = start[k] = row[k] = 0;
     }
     for (int c = 0; c < 4; ++c) {
       for (int64_t k = 0; k < length; ++k) dot[c][k] = 0;  // what lies past `count` is never written, but read
     }
     int64_t first = 0;
-    for (int64_t level = 0; level < p.levels; ++level) {
-      const int64_t height = p.shapes[2 * level], width = p.shapes[2 * level + 1];
-      for (int64_t k = level * p.points; k < (level + 1) * p.points; ++k) {
+    for (int64_t l = 0; l < p.levels; ++l) {
+      const int64_t height = p.shapes[2 * l], width = p.shapes[2 * l + 1];
+      for (int64_t k = l * p.points; k < (l + 1) * p.points; ++k) {
+        level[k] = (Int)l;
         level_width[k] = (T)width, level_height[k] = (T)height;
         start[k] = (Int)(first * stride), row[k] = (Int)(width * stride);
       }
@@ -64,22 +68,31 @@ struct Samples {
     }
   }
 
+  // Of one head's queries to come: heads lie next to each other in memory, its queries too far apart for the processor
+  // to see the pattern. May reach past the end; nothing is read.
+  MODAT_INLINE void prefetch(const Problem& p, const T* points, const T* weights, int64_t begin, int64_t end) {
+    const int64_t count = p.levels * p.points, step = line / (int64_t)sizeof(T);
+    for (int64_t q = begin; q < end; ++q) {
+      for (int64_t k = 0; k < count; k += step) __builtin_prefetch(weights + q * p.weights_q + k);
+      for (int64_t k = 0; k < 2 * count; k += step) __builtin_prefetch(points + q * p.samples_q + k);
+    }
+  }
+
   // Once a query, where fused: reference points in pixels.
   MODAT_INLINE void set_reference(const Samples& s, const Problem& p, int64_t n, int64_t q, int64_t at) {
     const T* reference = (const T*)p.reference + n * p.reference_n + q * p.reference_q;
-    if (p.reference_l == 0) {
-      const T x = reference[0], y = reference[1];
-      for (int64_t k = 0; k < s.padded; k += W) {
-        S::store(s.reference_x + at + k, x * S::load(s.level_width + k) - (T)0.5);
-        S::store(s.reference_y + at + k, y * S::load(s.level_height + k) - (T)0.5);
+    const int64_t levels = p.reference_l == 0 ? 1 : p.levels;
+    for (int64_t k = 0; k < s.padded; k += W) {
+      const I level_of = S::load_int(s.level + k);
+      V x = S::set(reference[0]), y = S::set(reference[1]);
+      for (int64_t level = 1; level < levels; ++level) {
+        const T* point = reference + level * p.reference_l;
+        const I here = level_of == (Int)level;
+        x = here ? S::set(point[0]) : x;
+        y = here ? S::set(point[1]) : y;
       }
-      return;
-    }
-    for (int64_t k = s.count; k < s.padded; ++k) s.reference_x[at + k] = s.reference_y[at + k] = 0;
-    for (int64_t k = 0; k < s.count; ++k) {
-      const T* point = reference + k / p.points * p.reference_l;
-      s.reference_x[at + k] = point[0] * s.level_width[k] - (T)0.5;
-      s.reference_y[at + k] = point[1] * s.level_height[k] - (T)0.5;
+      S::store(s.reference_x + at + k, x * S::load(s.level_width + k) - (T)0.5);
+      S::store(s.reference_y + at + k, y * S::load(s.level_height + k) - (T)0.5);
     }
   }
 

@@ -116,7 +116,7 @@ def test_matches_the_definition(device, dtype, bound, channels):
 
 
 @pytest.mark.usefixtures("cpu_kernel")
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 4), st.integers(1, 40), st.integers(1, 19)),
