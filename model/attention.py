@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.dropout import Dropout
+
 
 class MultiheadAttention(nn.Module):
     """Multi-head attention (Vaswani et al., 2017) that never materialises its weights.
@@ -23,7 +25,7 @@ class MultiheadAttention(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim)) if bias else None
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
@@ -54,10 +56,18 @@ class MultiheadAttention(nn.Module):
             q = F.linear(query, self.in_proj_weight[:channels], query_bias)
             k, v = F.linear(memory, self.in_proj_weight[channels:], memory_bias).chunk(2, dim=-1)
         mask = None if key_mask is None else key_mask[:, None, None, :]
-        attended = F.scaled_dot_product_attention(
-            self._heads(q), self._heads(k), self._heads(v), mask, self.dropout if self.training else 0.0
-        )  # (N, heads, Q, C / heads)
+        attended = self._attend(self._heads(q), self._heads(k), self._heads(v), mask)  # (N, heads, Q, C / heads)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        rate = self.dropout.p if self.training else 0.0
+        if rate and query.device.type == "cpu" and not torch.compiler.is_compiling():
+            # The fused kernel knows no dropout on a CPU; what PyTorch falls back to draws its masks slowly.
+            scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            return self.dropout(scores.softmax(dim=-1)) @ value
+        return F.scaled_dot_product_attention(query, key, value, mask, rate)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

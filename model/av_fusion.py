@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import MultiheadAttention
+from model.dropout import Dropout
 from utils.registry import AV_FUSIONS
 
 
@@ -27,7 +28,7 @@ class AudioVisualLayer(nn.Module):
         self.linear1 = nn.Linear(embed_dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, embed_dim)
         self.norm2 = nn.LayerNorm(embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, audio: Tensor, pixels: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Audio (N, A, C) and pixels (N, L, C), mask (N, L) -> audio (N, A, C)."""

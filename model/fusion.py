@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.dropout import Dropout
 from model.moe import ChannelExperts, MixtureOfExperts, SecondChoice, SpatialExperts, Top2Router
 from model.position import SinePositionalEncoding
 from utils.registry import FUSIONS
@@ -39,7 +40,7 @@ class CrossModalMixer(nn.Module):
         self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
         self.kv_proj = nn.Linear(embed_dim, 2 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, mask_feature: Tensor, audio_tokens: Tensor) -> FusionOutput:
         """Mask feature (N, C, H, W) and audio tokens (N, A, C) -> gated mask feature."""
@@ -125,7 +126,7 @@ class CSA(nn.Module):
         """Mask feature (N, C, H, W) and audio tokens (N, A, C) -> fused feature (N, C, H, W), balance loss."""
         height, width = mask_feature.shape[-2:]
         tokens = mask_feature.flatten(2).transpose(1, 2)  # (N, H * W, C)
-        tokens = tokens + self.position(height, width, tokens.device).to(tokens.dtype)
+        tokens = (tokens + self.position(height, width, tokens.device).to(tokens.dtype)).contiguous()
         outputs, balances = zip(
             *(branch(tokens, audio_tokens) for branch in (self.channel, self.spatial) if branch is not None),
             strict=True,

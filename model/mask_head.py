@@ -30,7 +30,8 @@ class PixelDecoder(nn.Module):
 
     def forward(self, finest: Tensor, memory: Tensor) -> Tensor:
         """Finest map (N, C, H, W) and a level of the memory (N, C, H', W') -> mask feature (N, C, H, W)."""
-        lateral = self.lateral_conv(finest)
+        # With the channels of a pixel side by side, what follows reads the map as tokens without copying it.
+        lateral = self.lateral_conv(finest.contiguous(memory_format=torch.channels_last))
         return self.out_conv(lateral + F.interpolate(memory, size=lateral.shape[-2:], mode="bilinear"))
 
 

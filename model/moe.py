@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.dropout import Dropout
+
 POLICIES = ("all", "none", "threshold", "random")
 MIN_CAPACITY = 4
 
@@ -170,7 +172,7 @@ class ChannelExperts(nn.Module):
         self.key_value_weight = nn.Parameter(torch.empty(num_experts, 2 * embed_dim, embed_dim))
         self.out_weight = nn.Parameter(torch.empty(num_experts, embed_dim, embed_dim))
         self.out_bias = nn.Parameter(torch.empty(num_experts, embed_dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         bound = 1 / math.sqrt(embed_dim)
         nn.init.uniform_(self.out_bias, -bound, bound)
 
@@ -196,8 +198,8 @@ class ChannelExperts(nn.Module):
 
     def _softmax_over_places(self, scores: Tensor, routing: Routing) -> Tensor:
         """Softmax over the n tokens an expert keeps, and over its empty places as scores of 0."""
-        kept = routing.kept.transpose(1, 2)[:, :, None]  # (N, E, 1, n)
-        scores = scores.float().masked_fill(~kept, -torch.inf)
+        kept = routing.kept.transpose(1, 2)[:, :, None].contiguous()  # (N, E, 1, n)
+        scores = scores.float() + torch.where(kept, 0.0, -torch.inf)
         peak = scores.amax(dim=-1, keepdim=True).clamp(min=0.0).detach()
         weight = torch.exp(scores - peak)
         total = weight.sum(dim=-1, keepdim=True)
@@ -234,7 +236,7 @@ class SpatialExperts(nn.Module):
         if audio_tokens not in ("mean", "all"):
             raise ValueError(f"audio_tokens is 'mean' or 'all', got {audio_tokens!r}")
         self.num_heads = num_heads
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.audio_tokens = audio_tokens
         self.in_weight = nn.Parameter(torch.empty(num_experts, 3 * embed_dim, embed_dim))
         self.out_weight = nn.Parameter(torch.empty(num_experts, embed_dim, embed_dim))
@@ -248,13 +250,13 @@ class SpatialExperts(nn.Module):
         value = torch.einsum("nac,edc->nead", audio_tokens, value_weight).unflatten(-1, (heads, -1))  # (N, E, A, h, d)
         answer = torch.einsum("neahd,echd->neahc", value, self.out_weight.unflatten(-1, (heads, -1)))  # (N, E, A, h, C)
 
-        if self.audio_tokens == "mean" and not (self.training and self.dropout):
+        if self.audio_tokens == "mean" and not (self.training and self.dropout.p):
             return (routing.weight.to(answer.dtype) @ answer.sum(dim=(2, 3))).to(tokens.dtype)
         if self.audio_tokens == "mean":
             attention = tokens.new_ones(*tokens.shape[:2], self.in_weight.shape[0], 1, heads)  # softmax over one key
         else:
             attention = self._attention(tokens, audio_tokens, query_weight, key_weight)
-        attention = F.dropout(attention, self.dropout, self.training)  # (N, n, E, A, h)
+        attention = self.dropout(attention)  # (N, n, E, A, h)
         weighted = routing.weight[..., None, None].to(attention.dtype) * attention
         return (weighted.flatten(2) @ answer.flatten(1, 3)).to(tokens.dtype)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import MultiheadAttention
+from model.dropout import Dropout
 from model.position import SpatialShapes, reference_points
 from ops import MSDeformAttn
 from utils.registry import TRANSFORMER_LAYERS, TRANSFORMERS
@@ -34,7 +35,7 @@ class FeedForward(nn.Module):
         self.linear1 = nn.Linear(embed_dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
@@ -67,7 +68,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.ffn = FeedForward(dim, ffn_dim, dropout)
 
     def forward(self, x: Tensor, position: Tensor, points: Tensor, shapes: SpatialShapes) -> Tensor:
@@ -93,7 +94,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.cross_attn = MultiheadAttention(dim, num_heads, dropout=dropout)
         self.norm2 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.ffn = FeedForward(dim, ffn_dim, dropout)
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:

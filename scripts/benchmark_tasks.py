@@ -351,7 +351,12 @@ def training_step(model: Any, request: Request, frames: int) -> Callable[[], Non
     classes = source.head.mask_predictor
     classes = getattr(classes, "original", classes).classify.out_channels
     criterion = build_criterion({}, classes).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=1e-6,
+        weight_decay=0.01,
+        fused=request["formulation"] == "ours" and request["precision"] != "16",  # as utils.engine
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=request["precision"] == "16")
     sample = batch(request, frames)
     generator = torch.Generator().manual_seed(SEED)

@@ -74,7 +74,7 @@ class DenseAttention(nn.Module):
             o.in_proj_bias,
             o.out_proj.weight,
             o.out_proj.bias,
-            dropout=o.dropout if self.training else 0.0,
+            dropout=o.dropout.p if self.training else 0.0,
             key_mask=key_mask,
         )
 
@@ -350,7 +350,7 @@ def _channel_answers(experts: ChannelExperts, places: Tensor, audio: Tensor) -> 
 
 def _spatial_answers(experts: SpatialExperts, places: Tensor, audio: Tensor) -> list[Tensor]:
     """Each expert's attention from its places (E, N, capacity, C) to the sound, as published a softmax over one key."""
-    dropout = experts.dropout if experts.training else 0.0
+    dropout = experts.dropout.p if experts.training else 0.0
     weights = zip(places, experts.in_weight.unbind(0), experts.out_weight.unbind(0), strict=True)
     return [
         attention_with_weights(tokens, audio, experts.num_heads, w_in, None, w_out, None, dropout=dropout)

@@ -110,7 +110,8 @@ class AVSTraining(LightningModule):
             options["lr"] *= self.trainer.world_size
         self._freeze(False)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, **options)
+        # One pass over all parameters; in fp16 it would unscale gradients itself, and clipping could not come before.
+        optimizer = torch.optim.AdamW(trained, fused=self.process["precision"] != "16", **options)
         self._freeze(self._frozen_at(self.trainer.current_epoch))
         configured: dict[str, Any] = {"optimizer": optimizer}
         if self.process["lr_schedule"] is not None:
