@@ -31,6 +31,7 @@ else
     echo "no nvcc on this machine: the CUDA kernel is not compiled"
 fi
 step "pytest"
+"$MODAT_PYTHON" -c "import mmengine" # as in setup.sh: once before several processes do
 # Two processes with one thread each beat one process with two threads: most tests are small.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}"
 "$MODAT_PYTHON" -m pytest -n "${MODAT_TEST_WORKERS:-2}" "$@"

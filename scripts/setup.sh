@@ -55,6 +55,9 @@ _modat_setup() {
             echo "error: pip could not install $requirements into $prefix (its words are above)" >&2
             exit 1
         }
+        # mmengine imports yapf, which writes its grammars to ~/.cache when first imported, and not atomically: processes
+        # that start together would read half a file.
+        "$MODAT_PYTHON" -c "import mmengine" >&2 || exit 1
         printf '%s\n' "$wanted" >"$stamp.$$" && mv -f "$stamp.$$" "$stamp"
     )
 }
