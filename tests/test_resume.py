@@ -74,12 +74,14 @@ def rows(folder: Path) -> int:
     return len(log.read_text().splitlines()) - 1 if log.exists() else 0
 
 
-def signal_when(config: Path, number: int, condition: Any, *arguments: str) -> tuple[int, str]:
-    """Status and output of a run that gets a signal once a condition on its folder holds."""
+def signal_when(
+    config: Path, number: int, condition: Any, *arguments: str, whole_group: bool = False
+) -> tuple[int, str]:
+    """Status and output of a run that gets a signal, its workers too or not, once a condition on its folder holds."""
     process = start("ms3", config, *arguments)
     wait_for(process, lambda: condition(config.parent / "work_dir/tiny"))
     if process.poll() is None:
-        process.send_signal(number)
+        (os.killpg if whole_group else os.kill)(process.pid, number)
     output, _ = process.communicate(timeout=400)
     return process.returncode, output
 
@@ -106,10 +108,20 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_log(config: Path, straight
     assert_same_run(config.parent / "work_dir/tiny", straight)
 
 
+@pytest.mark.parametrize("whole_group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_between_two_steps_and_says_so(config: Path, straight: Path, number: int) -> None:
+def test_a_signal_saves_between_two_steps_and_says_so(
+    config: Path, straight: Path, number: int, whole_group: bool
+) -> None:
+    """A terminal and a scheduler send it to the whole process group."""
     folder = config.parent / "work_dir/tiny"
-    status, output = signal_when(config, number, lambda folder: rows(folder) >= 1, "process.checkpoint_interval=0")
+    status, output = signal_when(
+        config,
+        number,
+        lambda folder: rows(folder) >= 1,
+        "process.checkpoint_interval=0",
+        whole_group=whole_group,
+    )
     assert status == 128 + number
     assert f"stopped by signal {int(number)}: the run is saved in" in output and "--resume" in output
     assert "Traceback" not in output

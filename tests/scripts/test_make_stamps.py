@@ -289,7 +289,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(tmp_path: Path)
         "--tasks",
         "ms3",
     ]
-    command += ["--clips", "40", "2", "2", "--size", "40", "--kinds", "3", "--workers", "1"]
+    command += ["--clips", "300", "2", "2", "--size", "40", "--kinds", "3", "--workers", "1"]
     run = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, text=True
     )
@@ -300,8 +300,8 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(tmp_path: Path)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 130 and "the same command goes on from here" in errors, errors
     there = len(list(tmp_path.rglob("*.wav")))
-    assert 2 <= there < 44
+    assert 2 <= there < 304
     assert not layouts.table(tmp_path, "ms3").exists()
     assert main(list(map(str, command[2:]))) == 0
-    assert len(list(tmp_path.rglob("*.wav"))) == 44 and layouts.table(tmp_path, "ms3").exists()
-    assert json.loads((tmp_path / "Multi-sources/stamps.json").read_text())["clips"] == [40, 2, 2]
+    assert len(list(tmp_path.rglob("*.wav"))) == 304 and layouts.table(tmp_path, "ms3").exists()
+    assert json.loads((tmp_path / "Multi-sources/stamps.json").read_text())["clips"] == [300, 2, 2]
