@@ -291,7 +291,13 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(tmp_path: Path)
     ]
     command += ["--clips", "300", "2", "2", "--size", "40", "--kinds", "3", "--workers", "1"]
     run = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, text=True
+        list(map(str, command)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+        # A shell starts its background jobs deaf to Ctrl-C, and a test run may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and run.poll() is None and len(list(tmp_path.rglob("*.wav"))) < 2:
