@@ -8,10 +8,10 @@ from model.dropout import Dropout
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head attention (Vaswani et al., 2017) that never materialises its weights.
+    """Multi-head attention (Vaswani et al., 2017) over the fused kernel, which never materialises its weights.
 
     The parameters carry the names and layout of `torch.nn.MultiheadAttention`; the computation keeps the batch first
-    and hands strided views to the fused kernel.
+    and hands strided views to the kernel. Training with dropout on a CPU forms the weights: see `_attend`.
 
     Args:
         embed_dim: C.
@@ -22,8 +22,7 @@ class MultiheadAttention(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int, *, bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
+        check_heads(embed_dim, num_heads)
         self.num_heads = num_heads
         self.dropout = Dropout(dropout)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
@@ -71,3 +70,9 @@ class MultiheadAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Raise ValueError where C is no multiple of the number of heads."""
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")

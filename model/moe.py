@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import check_heads
 from model.dropout import Dropout
 
 POLICIES = ("all", "none", "threshold", "random")
@@ -165,7 +166,7 @@ class ChannelExperts(nn.Module):
         self, embed_dim: int, num_experts: int, *, num_heads: int = 8, dropout: float = 0.4, pad_capacity: bool = True
     ) -> None:
         super().__init__()
-        _check_heads(embed_dim, num_heads)
+        check_heads(embed_dim, num_heads)
         self.num_heads = num_heads
         self.pad_capacity = pad_capacity
         self.query_weight = nn.Parameter(torch.empty(num_experts, embed_dim, embed_dim))
@@ -232,7 +233,7 @@ class SpatialExperts(nn.Module):
         audio_tokens: str = "mean",
     ) -> None:
         super().__init__()
-        _check_heads(embed_dim, num_heads)
+        check_heads(embed_dim, num_heads)
         if audio_tokens not in ("mean", "all"):
             raise ValueError(f"audio_tokens is 'mean' or 'all', got {audio_tokens!r}")
         self.num_heads = num_heads
@@ -286,8 +287,3 @@ class MixtureOfExperts(nn.Module):
         """Tokens (N, n, C) and audio tokens (N, A, C) -> output (N, n, C), balance loss (scalar)."""
         routing = self.router(tokens)
         return self.experts(tokens, audio_tokens, routing), routing.balance
-
-
-def _check_heads(embed_dim: int, num_heads: int) -> None:
-    if embed_dim % num_heads:
-        raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")

@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from scripts.stamps import layouts
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAMES = {"s4": 5, "ms3": 5, "avss": 10}
@@ -58,11 +61,11 @@ def make_data(
     return folder
 
 
-def dataset_cfg(data: Path, task: str, batch_size: int) -> dict[str, dict[str, object]]:
-    """The `dataset` section for drawn data."""
+def dataset_cfg(data: Path, task: str, **common: Any) -> dict[str, dict[str, Any]]:
+    """The `dataset` section for drawn data; `common` goes into every split."""
+    base = data / layouts.FOLDERS[task]
     if task == "avss":
-        base = data / "AVSS"
-        common: dict[str, object] = {
+        places: dict[str, Any] = {
             "type": "V2Dataset",
             "meta_csv_path": str(base / "metadata.csv"),
             "label_idx_path": str(base / "label2idx.json"),
@@ -70,18 +73,14 @@ def dataset_cfg(data: Path, task: str, batch_size: int) -> dict[str, dict[str, o
             "crop_img_and_mask": False,
         }
     else:
-        base, stem = (data / "Single-source", "s4") if task == "s4" else (data / "Multi-sources", "ms3")
-        common = {
-            "type": "S4Dataset" if task == "s4" else "MS3Dataset",
-            "anno_csv": str(base / f"{stem}_meta_data.csv"),
-            "dir_img": str(base / f"{stem}_data/visual_frames"),
-            "dir_audio_log_mel": str(base / f"{stem}_data/audio_log_mel"),
-            "dir_mask": str(base / f"{stem}_data/gt_masks"),
+        places = {
+            "type": {"s4": "S4Dataset", "ms3": "MS3Dataset"}[task],
+            "anno_csv": str(base / f"{task}_meta_data.csv"),
+            "dir_img": str(base / f"{task}_data/visual_frames"),
+            "dir_audio_log_mel": str(base / f"{task}_data/audio_log_mel"),
+            "dir_mask": str(base / f"{task}_data/gt_masks"),
         }
-    return {
-        split: {**common, "split": split, "batch_size": batch_size, "img_size": (64, 64)}
-        for split in ("train", "val", "test")
-    }
+    return {split: {**places, **common, "split": split} for split in ("train", "val", "test")}
 
 
 def write_config(
@@ -110,7 +109,7 @@ def write_config(
             classes=71 if task == "avss" else 1,
             dropout=dropout,
             policy=policy,
-            dataset=dataset_cfg(data, task, batch_size),
+            dataset=dataset_cfg(data, task, batch_size=batch_size, img_size=(64, 64)),
             workers=workers,
             freeze_epochs=freeze_epochs,
             eps=eps,

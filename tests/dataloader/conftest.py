@@ -9,6 +9,7 @@ import pytest
 
 from scripts.stamps import layouts
 from scripts.stamps.library import drawn_library
+from tests.runs import dataset_cfg
 
 SIZE = 48
 CLIPS = (4, 3, 3)
@@ -41,23 +42,4 @@ def splits() -> Callable[..., dict[str, Any]]:
 
 
 def dataset_configs(root: Path, task: str, **more: Any) -> dict[str, Any]:
-    if task == "avss":
-        base = root / "AVSS"
-        common: dict[str, Any] = {
-            "type": "V2Dataset",
-            "meta_csv_path": str(base / "metadata.csv"),
-            "label_idx_path": str(base / "label2idx.json"),
-            "dir_base": str(base),
-            "crop_img_and_mask": False,
-        }
-    else:
-        base = root / layouts.FOLDERS[task]
-        common = {
-            "type": {"s4": "S4Dataset", "ms3": "MS3Dataset"}[task],
-            "anno_csv": str(base / f"{task}_meta_data.csv"),
-            "dir_img": str(base / f"{task}_data/visual_frames"),
-            "dir_audio_log_mel": str(base / f"{task}_data/audio_log_mel"),
-            "dir_mask": str(base / f"{task}_data/gt_masks"),
-        }
-    common |= {"img_size": (SIZE, SIZE), **more}
-    return {split: {**common, "split": split} for split in ("train", "val", "test")}
+    return dataset_cfg(root, task, **{"img_size": (SIZE, SIZE), **more})
