@@ -1,8 +1,8 @@
 """Builds the compiled operators on first use, keeps them, and loads them. Nothing here raises for a missing compiler.
 
 A library is looked for in the package that `pip install ./ops` makes, then in the cache, and is else compiled into the
-cache by torch.utils.cpp_extension in a process of its own. `python ops/build.py cpu FILE` is that process; this file
-must therefore import nothing of the project.
+cache by torch.utils.cpp_extension in a process of its own. That is `python ops/build.py cpu FILE [PARENT]`, which ends,
+compilers and all, when the process PARENT does; this file must therefore import nothing of the project.
 
 Environment:
     MODAT_OPS_BUILD: 0 switches building off (libraries at hand are still used).
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -97,7 +98,9 @@ def _obtain(library: Library) -> Path:
         return target
     if os.environ.get("MODAT_OPS_BUILD", "1") == "0":
         raise BuildError("MODAT_OPS_BUILD=0 switches building off, and nothing built is at hand")
-    with _lock(folder / f"{name}.lock"):
+    with _lock(folder / f"{name}.lock") as alone:
+        for left in folder.glob(f"{target.stem}-*/") if alone else ():  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         if not target.exists():
             build(library, target)
     return target
@@ -127,7 +130,7 @@ def build(library: Library, target: Path) -> None:
     logger.info("building the %s operators with %s (once, about half a minute)", library, compiler)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.stem}-") as workspace:
         result = Path(workspace) / target.name
-        command = [sys.executable, str(Path(__file__).resolve()), library, str(result)]
+        command = [sys.executable, str(Path(__file__).resolve()), library, str(result), str(os.getpid())]
         code, output = _run(command, timeout)
         if code != 0 or not result.exists():
             log = target.with_suffix(".log")
@@ -151,8 +154,19 @@ def _run(command: list[str], timeout: float) -> tuple[int | None, str]:
         try:
             return _communicate(process, timeout)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _end_group(process.pid)
+
+
+def _end_group(group: int) -> None:
+    """End a build. Compilers are in groups of their own: ninja ends those when it is asked to end itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    _end_group(os.getpgrp())
 
 
 def _communicate(process: subprocess.Popen[str], timeout: float) -> tuple[int | None, str]:
@@ -306,9 +320,9 @@ def _temporary_cache(wanted: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One build at a time; the system frees the lock when its holder dies. Where locks are unknown, none is held:
-    a build is moved into place in one step, so two of them cost time and harm nothing."""
+def _lock(path: Path) -> Iterator[bool]:
+    """One build at a time; the system frees the lock when its holder dies. Where locks are unknown, none is held, which
+    False says: a build is moved into place in one step, so two of them cost time and harm nothing."""
     import fcntl
 
     deadline = time.monotonic() + _timeout()
@@ -323,12 +337,16 @@ def _lock(path: Path) -> Iterator[None]:
                 continue
             except OSError:
                 logger.info("%s cannot be locked, building without", path)
+                yield False
+                return
             break
-        yield
+        yield True
 
 
 if __name__ == "__main__":
-    wanted_library, wanted_target = sys.argv[1:]
+    wanted_library, wanted_target, *starter = sys.argv[1:]
     if wanted_library not in LIBRARIES:
         sys.exit(f"error: the library is one of {', '.join(LIBRARIES)}, got {wanted_library}")
+    if starter:
+        threading.Thread(target=_end_with, args=[int(starter[0])], daemon=True).start()
     compile_here("cpu" if wanted_library == "cpu" else "cuda", Path(wanted_target))

@@ -5,7 +5,8 @@
 // samples i, i + G, ... of a round, and hands its corners and weights to the others by shuffles. So no shared memory,
 // no barriers, and coordinates are read once. Sums are float32 (double for double), whatever the storage.
 //
-// Out-of-range corners have weight 0 and an address inside the level, as in the CPU kernels: no branches around loads.
+// A corner outside its level has the address -1 and is left out: the whole group agrees on that, so nothing diverges in it,
+// and whatever lies at the border cannot leak in.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -57,26 +58,22 @@ __device__ __forceinline__ Pack<Stored, Vec> load(const Stored* from) {
 // The address step of one sample.
 template <class T>
 struct Corners {
-  int offset[4];   // rows of the frame's value: top left, top right, bottom left, bottom right
-  T attention;
-  T x_near, x_far, y_near, y_far;                    // axis weights, 0 where that neighbour is outside
-  T has_left, has_right, has_top, has_bottom;        // 1 or 0
+  int offset[4];  // rows of the frame's value: top left, top right, bottom left, bottom right; -1 where outside
+  T attention, right, down;  // how far right and down of the first corner
+  __device__ __forceinline__ T x(int corner) const { return corner % 2 ? right : T(1) - right; }
+  __device__ __forceinline__ T y(int corner) const { return corner / 2 ? down : T(1) - down; }
 };
 
+// The two neighbours of pixel coordinate x on an axis of `size` pixels, -1 where outside; what lies between is returned.
 template <class T>
-__device__ __forceinline__ void axis(T x, int size, T& near_weight, T& far_weight, T& has_first, T& has_second, int& first,
-                                     int& second) {
-  const T last = T(size - 1);
+__device__ __forceinline__ T axis(T x, int size, int& first, int& second) {
   x = x > T(-2) ? x : T(-2);  // NaN too
   x = x < T(size + 1) ? x : T(size + 1);
   const T low = floor(x);
-  const T fraction = x - low;
-  has_first = (low >= T(0) && low <= last) ? T(1) : T(0);
-  has_second = (low >= T(-1) && low < last) ? T(1) : T(0);
-  near_weight = has_first * (T(1) - fraction);
-  far_weight = has_second * fraction;
-  first = min(max(int(low), 0), size - 1);
-  second = min(max(int(low) + 1, 0), size - 1);
+  first = int(low), second = first + 1;
+  first = first < 0 || first >= size ? -1 : first;
+  second = second < 0 || second >= size ? -1 : second;
+  return x - low;
 }
 
 template <class T>
@@ -97,14 +94,14 @@ __device__ __forceinline__ Corners<T> corners(const Arguments& a, int64_t n, int
   }
   Corners<T> c;
   c.attention = attention;
-  int left, right, top, bottom;
-  axis(x, width, c.x_near, c.x_far, c.has_left, c.has_right, left, right);
-  axis(y, height, c.y_near, c.y_far, c.has_top, c.has_bottom, top, bottom);
-  const int first = a.start[level];
-  c.offset[0] = first + top * width + left;
-  c.offset[1] = first + top * width + right;
-  c.offset[2] = first + bottom * width + left;
-  c.offset[3] = first + bottom * width + right;
+  int column[2], line[2];
+  c.right = axis(x, width, column[0], column[1]);
+  c.down = axis(y, height, line[0], line[1]);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const bool inside = column[i % 2] >= 0 && line[i / 2] >= 0;
+    c.offset[i] = inside ? a.start[level] + line[i / 2] * width + column[i % 2] : -1;
+  }
   return c;
 }
 
@@ -171,10 +168,8 @@ __global__ void __launch_bounds__(block_threads) forward_kernel(const __grid_con
         T own_weight[4] = {};
         if (round + lane < count) {
           own = corners<T>(a, n, q, m, round + lane, attention(weights[round + lane]));
-          own_weight[0] = own.attention * own.y_near * own.x_near;
-          own_weight[1] = own.attention * own.y_near * own.x_far;
-          own_weight[2] = own.attention * own.y_far * own.x_near;
-          own_weight[3] = own.attention * own.y_far * own.x_far;
+#pragma unroll
+          for (int c = 0; c < 4; ++c) own_weight[c] = own.attention * own.y(c) * own.x(c);
         }
         const int here = min(map.group, count - round);
         for (int i = 0; i < here; ++i) {
@@ -182,7 +177,7 @@ __global__ void __launch_bounds__(block_threads) forward_kernel(const __grid_con
           for (int c = 0; c < 4; ++c) {
             const int offset = from_lane(map, mask, own.offset[c], i);
             const T weight = from_lane(map, mask, own_weight[c], i);
-            if (mine) {
+            if (mine && offset >= 0) {
               const auto corner = load<Stored, Vec>(value + offset * value_row + channel);
 #pragma unroll
               for (int v = 0; v < Vec; ++v) sum[v] += weight * widen(corner.at[v]);
@@ -244,14 +239,14 @@ __global__ void __launch_bounds__(block_threads) backward_kernel(const __grid_co
       T dot[4] = {};  // <corner, grad_out> of this lane's own sample
       const int here = min(map.group, count - round);
       for (int i = 0; i < here; ++i) {
-        const T y[2] = {from_lane(map, mask, own.attention * own.y_near, i), from_lane(map, mask, own.attention * own.y_far, i)};
-        const T x[2] = {from_lane(map, mask, own.x_near, i), from_lane(map, mask, own.x_far, i)};
+        const T y[2] = {from_lane(map, mask, own.attention * own.y(0), i), from_lane(map, mask, own.attention * own.y(2), i)};
+        const T x[2] = {from_lane(map, mask, own.x(0), i), from_lane(map, mask, own.x(1), i)};
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           const int offset = from_lane(map, mask, own.offset[c], i);
           const T weight = y[c / 2] * x[c % 2];
           T part = 0;
-          for (int channel = lane * Vec; channel < p.channels; channel += map.group * Vec) {
+          for (int channel = lane * Vec; offset >= 0 && channel < p.channels; channel += map.group * Vec) {
             const auto corner = load<Stored, Vec>(value + offset * value_row + channel);
             const auto incoming = load<Stored, Vec>(grad_out + channel);
             T gradient[Vec];
@@ -260,8 +255,7 @@ __global__ void __launch_bounds__(block_threads) backward_kernel(const __grid_co
               part += widen(corner.at[v]) * widen(incoming.at[v]);
               gradient[v] = weight * widen(incoming.at[v]);
             }
-            // The condition is the same for the whole group; weight 0 adds nothing.
-            if (!Deterministic && weight != T(0)) add<T, Vec>(grad_value + offset * grad_row + channel, gradient);
+            if (!Deterministic) add<T, Vec>(grad_value + offset * grad_row + channel, gradient);
           }
           part = group_sum(map, mask, part);
           if (lane == i) dot[c] = part;
@@ -269,13 +263,13 @@ __global__ void __launch_bounds__(block_threads) backward_kernel(const __grid_co
       }
       if (has_sample) {
         const int k = round + lane, level = k / int(p.points);
-        const T left = own.y_near * dot[0] + own.y_far * dot[2], right = own.y_near * dot[1] + own.y_far * dot[3];
-        const T top = own.x_near * dot[0] + own.x_far * dot[1], bottom = own.x_near * dot[2] + own.x_far * dot[3];
+        // Products with absent corners are 0.
+        const T left = own.y(0) * dot[0] + own.y(2) * dot[2], right = own.y(0) * dot[1] + own.y(2) * dot[3];
+        const T top = own.x(0) * dot[0] + own.x(1) * dot[1], bottom = own.x(0) * dot[2] + own.x(1) * dot[3];
         const bool fused = attention.fused;
-        grad_samples[2 * k] = own.attention * (own.has_right * right - own.has_left * left) * (fused ? T(1) : T(a.width[level]));
-        grad_samples[2 * k + 1] =
-            own.attention * (own.has_bottom * bottom - own.has_top * top) * (fused ? T(1) : T(a.height[level]));
-        const T gradient = own.x_near * left + own.x_far * right;
+        grad_samples[2 * k] = own.attention * (right - left) * (fused ? T(1) : T(a.width[level]));
+        grad_samples[2 * k + 1] = own.attention * (bottom - top) * (fused ? T(1) : T(a.height[level]));
+        const T gradient = own.x(0) * left + own.x(1) * right;
         grad_weights[k] = gradient;
         mean += own.attention * gradient;
       }
@@ -312,8 +306,8 @@ __global__ void __launch_bounds__(block_threads) ordered_kernel(const __grid_con
       const Corners<T> own = corners<T>(a, n, q, m, k, attention(weights[k]));
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const T weight = own.attention * (c / 2 ? own.y_far : own.y_near) * (c % 2 ? own.x_far : own.x_near);
-        grad_value[own.offset[c] * p.heads * p.channels] += weight * incoming;
+        if (own.offset[c] < 0) continue;
+        grad_value[own.offset[c] * p.heads * p.channels] += own.attention * own.y(c) * own.x(c) * incoming;
       }
     }
   }

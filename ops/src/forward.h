@@ -1,9 +1,10 @@
 // Forward pass over (n, m, q): queries inside a slice of `value`, which is packed into contiguous scratch first. Rows that
 // lie M * D apart in memory would be spread over M times as many pages, and miss the first-level cache far more often.
 
-// Weighted sum of all corners of one head, for NV vectors of channels starting at `value`.
-template <class T, int W, int NV, class Stored>
-MODAT_INLINE void gather(const Stored* value, const Samples<T, W>& s, int64_t at, Stored* out) {
+// Weighted sum of all corners of one head, for NV vectors of channels starting at `value`. Where value is not packed
+// there is no row of zeros, and absent corners are left out.
+template <class T, int W, int NV, bool Packed, class Stored, class Table>
+MODAT_INLINE void gather(const Stored* value, const Table& s, int64_t at, Stored* out) {
   using S = Simd<T, W>;
   using V = typename S::V;
   // Separate sums for the corners hide the latency of the additions, as far as there are registers for them.
@@ -13,6 +14,7 @@ MODAT_INLINE void gather(const Stored* value, const Samples<T, W>& s, int64_t at
   for (int64_t k = at; k < at + s.count; ++k) {
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
+      if (!Packed && s.offset[c][k] == s.absent) continue;
       const T weight = s.weight[c][k];
       const Stored* corner = value + s.offset[c][k];
 #pragma GCC unroll 16
@@ -28,12 +30,15 @@ MODAT_INLINE void gather(const Stored* value, const Samples<T, W>& s, int64_t at
 }
 
 // The channels that do not fill a vector.
-template <class T, int W, class Stored>
-MODAT_INLINE void gather_rest(const Stored* value, const Samples<T, W>& s, int64_t at, Stored* out, int64_t channels) {
+template <class T, int W, bool Packed, class Stored, class Table>
+MODAT_INLINE void gather_rest(const Stored* value, const Table& s, int64_t at, Stored* out, int64_t channels) {
   using S = Simd<T, W>;
   typename S::V sum{};
   for (int64_t k = at; k < at + s.count; ++k) {
-    for (int c = 0; c < 4; ++c) sum += s.weight[c][k] * S::load_n(value + s.offset[c][k], channels);
+    for (int c = 0; c < 4; ++c) {
+      if (!Packed && s.offset[c][k] == s.absent) continue;
+      sum += s.weight[c][k] * S::load_n(value + s.offset[c][k], channels);
+    }
   }
   S::store_n(out, sum, channels);
 }
@@ -51,43 +56,58 @@ MODAT_INLINE void copy_row(const Stored* from, Stored* to, int64_t channels) {
 // Where few samples are read from many rows, packing would cost more than it saves.
 MODAT_INLINE bool pays_to_pack(const Problem& p) { return p.queries * p.levels * p.points >= p.rows; }
 
+template <class Stored>
+MODAT_INLINE const Stored* slice_of(const Problem& p, int64_t slice) {
+  return (const Stored*)p.value + slice / p.heads * p.value_n + slice % p.heads * p.value_m;
+}
+
 constexpr int64_t forward_together = 4;  // queries whose tables are made at once
 
-template <class T, int W, int Channels, class Stored>
+template <class T, int W, int Vectors, int Channels, bool Packed, class Stored>
 void forward_queries(const Problem& p, int64_t begin, int64_t end, void* scratch) {
-  using Table = Samples<T, W>;
-  const bool fused = p.reference != nullptr, packs = pays_to_pack(p);
+  using Table = Samples<T, W, Vectors>;
   Stored* packed = (Stored*)((char*)scratch + Table::bytes(p, forward_together));
-  Table s(p, scratch, packs ? p.channels : p.value_l, forward_together);
+  const int64_t stride = Packed ? p.channels : p.value_l, absent = Packed ? p.rows * p.channels : (int64_t)Table::far;
+  Table s(p, scratch, stride, absent, forward_together);
+  if (Packed) __builtin_memset(packed + absent, 0, p.channels * sizeof(Stored));
   while (begin < end) {
     const int64_t slice = begin / p.queries, n = slice / p.heads, m = slice % p.heads;
     const int64_t until = end < (slice + 1) * p.queries ? end - slice * p.queries : p.queries;
-    const Stored* value = (const Stored*)p.value + n * p.value_n + m * p.value_m;
-    if (packs) {
-      for (int64_t l = 0; l < p.rows; ++l) copy_row<T, W>(value + l * p.value_l, packed + l * p.channels, p.channels);
+    const bool more = Packed && slice * p.queries + until < end;
+    const Stored* value = slice_of<Stored>(p, slice);
+    const Stored* next_value = slice_of<Stored>(p, slice + 1);
+    if (Packed) {
+      for (int64_t l = 0; l < p.rows; ++l) {
+        prefetch_row(value + (l + ahead) * p.value_l, p.channels);
+        copy_row<T, W>(value + l * p.value_l, packed + l * p.channels, p.channels);
+      }
       value = packed;
     }
     const T* points = (const T*)p.samples + n * p.samples_n + 2 * m * s.count;
     const T* weights = (const T*)p.weights + n * p.weights_n + m * s.count;
+    const T* reference = (const T*)p.reference + n * p.reference_n;
     for (int64_t first = begin % p.queries; first < until; first += forward_together) {
       const int64_t last = first + forward_together < until ? first + forward_together : until;
-      Table::prefetch(p, points, weights, last, last + forward_together);
-      for (int64_t q = first, at = 0; fused && q < last; ++q, at += s.padded) Table::set_reference(s, p, n, q, at);
-      for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) {
-        Table::set_attention(s, weights + q * p.weights_q, fused, at);
+      for (int64_t q = first + ahead; q < last + ahead; ++q) {
+        Table::prefetch(s, weights + q * p.weights_q, points + q * p.samples_q);
       }
+      for (int64_t l = first * p.rows / p.queries; more && l < last * p.rows / p.queries; ++l) {
+        prefetch_row(next_value + l * p.value_l, p.channels);
+      }
+      for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) Table::set_attention(s, weights + q * p.weights_q, at);
       for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) {
-        Table::template set_corners<false>(s, points + q * p.samples_q, fused, at, at);
+        Table::template set_corners<false>(s, p, points + q * p.samples_q, reference + q * p.reference_q, at);
       }
       Stored* out = (Stored*)p.out + ((n * p.queries + first) * p.heads + m) * p.channels;
       for (int64_t q = first, at = 0; q < last; ++q, at += s.padded, out += p.heads * p.channels) {
+        prefetch_row(out + ahead * p.heads * p.channels, p.channels);
         if constexpr (Channels > 0) {
-          gather<T, W, Channels / W>(value, s, at, out);
+          gather<T, W, Channels / W, Packed>(value, s, at, out);
         } else {
           int64_t d = 0;
-          for (; d + 4 * W <= p.channels; d += 4 * W) gather<T, W, 4>(value + d, s, at, out + d);
-          for (; d + W <= p.channels; d += W) gather<T, W, 1>(value + d, s, at, out + d);
-          if (d < p.channels) gather_rest<T, W>(value + d, s, at, out + d, p.channels - d);
+          for (; d + 4 * W <= p.channels; d += 4 * W) gather<T, W, 4, Packed>(value + d, s, at, out + d);
+          for (; d + W <= p.channels; d += W) gather<T, W, 1, Packed>(value + d, s, at, out + d);
+          if (d < p.channels) gather_rest<T, W, Packed>(value + d, s, at, out + d, p.channels - d);
         }
       }
     }
@@ -97,14 +117,19 @@ void forward_queries(const Problem& p, int64_t begin, int64_t end, void* scratch
 
 template <class T, int W, class Stored>
 void forward(const Problem& p, int64_t begin, int64_t end, void* scratch) {
+  constexpr int few = 16 / W;
+  if (!pays_to_pack(p)) return forward_queries<T, W, 0, 0, false, Stored>(p, begin, end, scratch);
   if constexpr (sizeof(T) == 4) {
-    if (p.channels == 32) return forward_queries<T, W, 32, Stored>(p, begin, end, scratch);
-    if (p.channels == 64) return forward_queries<T, W, 64, Stored>(p, begin, end, scratch);
+    if (p.levels * p.points <= 16) {
+      if (p.channels == 32) return forward_queries<T, W, few, 32, true, Stored>(p, begin, end, scratch);
+      if (p.channels == 64) return forward_queries<T, W, few, 64, true, Stored>(p, begin, end, scratch);
+    }
   }
-  forward_queries<T, W, 0, Stored>(p, begin, end, scratch);
+  forward_queries<T, W, 0, 0, true, Stored>(p, begin, end, scratch);
 }
 
 template <class T, int W, class Stored>
 int64_t forward_scratch(const Problem& p) {
-  return Samples<T, W>::bytes(p, forward_together) + (pays_to_pack(p) ? p.rows * p.channels * (int64_t)sizeof(Stored) : 0);
+  const int64_t tables = Samples<T, W, 16 / W>::bytes(p, forward_together), any = Samples<T, W, 0>::bytes(p, forward_together);
+  return (tables > any ? tables : any) + (pays_to_pack(p) ? (p.rows + 1) * p.channels * (int64_t)sizeof(Stored) : 0);
 }

@@ -80,7 +80,7 @@ struct Fused : torch::autograd::Function<Fused> {
     const auto shapes = context->saved_data["shapes"].toSymIntVector();
     auto [value, offsets, logits] = fused_backward(grads[0], saved[0], shapes, saved[1], saved[2], saved[3]);
     Tensor reference;
-    if (context->needs_input_grad(2)) {
+    if (context->needs_input_grad(1)) {  // counts tensors only
       // A location in pixels is reference * size + offset: the offsets' gradients, scaled and summed.
       std::vector<Tensor> levels;
       for (size_t level = 0; 2 * level < shapes.size(); ++level) {

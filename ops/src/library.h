@@ -6,6 +6,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "kernel.h"
@@ -59,9 +60,9 @@ struct Call {
         shapes(shapes_in),
         problem{} {
     check();
-    constexpr int64_t most = INT32_MAX;  // offsets inside one frame are 32-bit numbers
+    constexpr int64_t most = 1 << 30;  // offsets inside one frame are 32-bit numbers, and larger ones mean "outside"
     if (value.stride(1) * value.size(1) > most) value = value.contiguous();
-    const int64_t frame = value.size(1) * value.size(2) * value.size(3);
+    const int64_t frame = value.size(1) * std::max<int64_t>(value.size(2) * value.size(3), 16);  // packed: whole vectors
     TORCH_CHECK_VALUE(frame <= most, "modat: one frame of value has L * M * D = ", frame, " numbers, the kernels take ", most,
                       "; use backend='torch'");
     Problem& p = problem;

@@ -1,40 +1,58 @@
 // The address step: from locations and weights (or reference points, offsets and logits) of one head of one query to
-// corner addresses and corner weights. Corners outside a level keep an address inside it and get weight 0, so that the
-// loops over corners have no branches. There are tables for several (head, query) pairs at once: each is a long chain
-// of dependent steps, and the processor overlaps those of neighbours.
+// corner addresses and corner weights. A corner outside its level gets the address `absent`, where the kernels keep a row
+// of zeros, so that the loops over corners have no branches and whatever lies at the border cannot leak in. There are
+// tables for several (head, query) pairs at once: each is a long chain of dependent steps, and the processor overlaps
+// those of neighbours.
 
-constexpr int64_t line = 64;  // bytes of a cache line
+constexpr int64_t line = 64;   // bytes of a cache line
+constexpr int64_t ahead = 16;  // queries, or rows, to fetch before their turn
 
-template <class T, int W>
+// A head's rows lie too far apart in memory for the processor to see the pattern. May be past the end: nothing is read.
+template <class Stored>
+MODAT_INLINE void prefetch_row(const Stored* row, int64_t numbers) {
+  for (int64_t d = 0; d < numbers; d += line / (int64_t)sizeof(Stored)) __builtin_prefetch(row + d);
+}
+
+// `Vectors`: of W samples, where that many hold all samples of a pair; 0 where only the call tells.
+template <class T, int W, int Vectors>
 struct Samples {
   using S = Simd<T, W>;
   using V = typename S::V;
   using I = typename S::I;
+  using U = typename S::U;
   using Int = typename S::Int;
+  using Uint = typename S::Uint;
+  static constexpr Uint far = (Uint)1 << (8 * sizeof(T) - 2);  // above every address; twice as much still fits
 
-  int64_t count, padded;  // levels * points, and that rounded up to W: the tables' pitch
+  int64_t count, padded;  // levels * points, and that rounded up to whole vectors: the tables' pitch
+  Uint absent, stride;
+  bool fused;
   // A level's numbers, repeated for its points.
   T *level_width, *level_height;
-  Int *level, *start, *row;  // number of the level, offsets of it and of one row of it
-  T *reference_x, *reference_y;
+  Uint *start, *row;  // offset of the level and of one of its rows, in numbers
+  Int* level;
   // Of each (head, query) pair; functions take the pair's place `at` in the tables, a multiple of `padded`.
   T* attention;
-  Int* offset[4];  // corners: top left, top right, bottom left, bottom right
-  T* weight[4];    // attention weight included
-  // For the backward pass: weights and presence (1 or 0) of the near and far corner along each axis; corner products.
-  T *x_near, *x_far, *y_near, *y_far, *has_left, *has_right, *has_top, *has_bottom;
-  T* dot[4];
-  Int row_stride;
+  Uint* offset[4];  // corners: top left, top right, bottom left, bottom right
+  T* weight[4];     // attention weight included
+  // For the backward pass: how far right and down of the first corner, and corner products.
+  T *right, *down, *dot[4];
 
-  static constexpr int shared_arrays = 5, pair_arrays = 23;
-  static int64_t padded_count(const Problem& p) { return (p.levels * p.points + W - 1) / W * W; }
+  static constexpr int shared_arrays = 5, pair_arrays = 15;
+  static int64_t padded_count(const Problem& p) {
+    return Vectors ? Vectors * W : (p.levels * p.points + W - 1) / W * W;
+  }
   static int64_t bytes(const Problem& p, int64_t pairs) {
     return (shared_arrays + pair_arrays * pairs) * padded_count(p) * (int64_t)sizeof(T);
   }
 
-  // Carves the arrays out of `memory` and fills in the levels; `stride` is that of value rows, in elements.
-  Samples(const Problem& p, void* memory, int64_t stride, int64_t pairs)
-      : count(p.levels * p.points), padded(padded_count(p)), row_stride((Int)stride) {
+  // Carves the arrays out of `memory` and fills in the levels; `row_stride` is that of value rows, in numbers.
+  Samples(const Problem& p, void* memory, int64_t row_stride, int64_t absent_at, int64_t pairs)
+      : count(p.levels * p.points),
+        padded(padded_count(p)),
+        absent((Uint)absent_at),
+        stride((Uint)row_stride),
+        fused(p.reference != nullptr) {
     T* next = (T*)memory;
     int64_t length = padded;
     auto take = [&]() {
@@ -43,15 +61,13 @@ struct Samples {
       return array;
     };
     level_width = take(), level_height = take();
-    level = (Int*)take(), start = (Int*)take(), row = (Int*)take();
+    start = (Uint*)take(), row = (Uint*)take(), level = (Int*)take();
     length = padded * pairs;
-    reference_x = take(), reference_y = take(), attention = take();
-    for (int c = 0; c < 4; ++c) offset[c] = (Int*)take(), weight[c] = take(), dot[c] = take();
-    x_near = take(), x_far = take(), y_near = take(), y_far = take();
-    has_left = take(), has_right = take(), has_top = take(), has_bottom = take();
+    attention = take(), right = take(), down = take();
+    for (int c = 0; c < 4; ++c) offset[c] = (Uint*)take(), weight[c] = take(), dot[c] = take();
 
     for (int64_t k = 0; k < padded; ++k) {
-      level_width[k] = level_height[k] = 1, level[k] = start[k] = row[k] = 0;
+      level_width[k] = level_height[k] = 1, level[k] = 0, start[k] = row[k] = 0;
     }
     for (int c = 0; c < 4; ++c) {
       for (int64_t k = 0; k < length; ++k) dot[c][k] = 0;  // what lies past `count` is never written, but read
@@ -62,120 +78,98 @@ struct Samples {
       for (int64_t k = l * p.points; k < (l + 1) * p.points; ++k) {
         level[k] = (Int)l;
         level_width[k] = (T)width, level_height[k] = (T)height;
-        start[k] = (Int)(first * stride), row[k] = (Int)(width * stride);
+        start[k] = (Uint)(first * row_stride), row[k] = (Uint)(width * row_stride);
       }
       first += height * width;
     }
   }
 
-  // Of one head's queries to come: heads lie next to each other in memory, its queries too far apart for the processor
-  // to see the pattern. May reach past the end; nothing is read.
-  MODAT_INLINE void prefetch(const Problem& p, const T* points, const T* weights, int64_t begin, int64_t end) {
-    const int64_t count = p.levels * p.points, step = line / (int64_t)sizeof(T);
-    for (int64_t q = begin; q < end; ++q) {
-      for (int64_t k = 0; k < count; k += step) __builtin_prefetch(weights + q * p.weights_q + k);
-      for (int64_t k = 0; k < 2 * count; k += step) __builtin_prefetch(points + q * p.samples_q + k);
-    }
-  }
+  MODAT_INLINE int64_t extent(const Samples& s) { return Vectors ? Vectors * W : s.padded; }
 
-  // Once a query, where fused: reference points in pixels.
-  MODAT_INLINE void set_reference(const Samples& s, const Problem& p, int64_t n, int64_t q, int64_t at) {
-    const T* reference = (const T*)p.reference + n * p.reference_n + q * p.reference_q;
-    const int64_t levels = p.reference_l == 0 ? 1 : p.levels;
-    for (int64_t k = 0; k < s.padded; k += W) {
-      const I level_of = S::load_int(s.level + k);
-      V x = S::set(reference[0]), y = S::set(reference[1]);
-      for (int64_t level = 1; level < levels; ++level) {
-        const T* point = reference + level * p.reference_l;
-        const I here = level_of == (Int)level;
-        x = here ? S::set(point[0]) : x;
-        y = here ? S::set(point[1]) : y;
-      }
-      S::store(s.reference_x + at + k, x * S::load(s.level_width + k) - (T)0.5);
-      S::store(s.reference_y + at + k, y * S::load(s.level_height + k) - (T)0.5);
-    }
+  MODAT_INLINE void prefetch(const Samples& s, const T* weights, const T* points) {
+    prefetch_row(weights, s.count);
+    prefetch_row(points, 2 * s.count);
   }
 
   // Fills `attention`; past `count` with zeros.
-  MODAT_INLINE void set_attention(const Samples& s, const T* weights, bool fused, int64_t at) {
+  MODAT_INLINE void set_attention(const Samples& s, const T* weights, int64_t at) {
     T* attention = s.attention + at;
-    if (!fused) {
-      for (int64_t k = 0; k < s.padded; k += W) S::store(attention + k, S::load_n(weights + k, s.count - k));
+    if (!s.fused) {
+      for (int64_t k = 0; k < extent(s); k += W) S::store(attention + k, S::load_n(weights + k, s.count - k));
       return;
     }
     const V lowest = S::set((T)-__builtin_inf());
     V high = lowest;
-    for (int64_t k = 0; k < s.padded; k += W) high = S::at_least(high, logits(s, weights, k, lowest));
+    for (int64_t k = 0; k < extent(s); k += W) high = S::at_least(high, logits(s, weights, k, lowest));
     high = S::maximum(high);
     V sum{};
-    for (int64_t k = 0; k < s.padded; k += W) {
+    for (int64_t k = 0; k < extent(s); k += W) {
       const V e = S::exp_nonpositive(logits(s, weights, k, lowest) - high);
-      S::store(attention + k, e);
       sum += e;
+      if constexpr (Vectors == 1) return S::store(attention, e / S::total(sum));
+      S::store(attention + k, e);
     }
-    const T scale = (T)1 / S::total(sum)[0];
-    for (int64_t k = 0; k < s.padded; k += W) S::store(attention + k, S::load(attention + k) * scale);
+    const V scale = (T)1 / S::total(sum);
+    for (int64_t k = 0; k < extent(s); k += W) S::store(attention + k, S::load(attention + k) * scale);
   }
 
-  // Fills offsets and weights, and what the backward pass needs.
+  // Fills offsets and weights, and what the backward pass needs. `reference` is the query's first reference point.
   template <bool Backward>
-  MODAT_INLINE void set_corners(const Samples& s, const T* points, bool fused, int64_t at, int64_t reference_at) {
-    for (int64_t k = 0; k < s.padded; k += W) {
+  MODAT_INLINE void set_corners(const Samples& s, const Problem& p, const T* points, const T* reference, int64_t at) {
+    for (int64_t k = 0; k < extent(s); k += W) {
       const int64_t left = 2 * (s.count - k);
       V x, y;
       S::split_pairs(S::load_n(points + 2 * k, left), S::load_n(points + 2 * k + W, left - W), x, y);
       const V width = S::load(s.level_width + k), height = S::load(s.level_height + k);
-      if (fused) {
-        x += S::load(s.reference_x + reference_at + k);
-        y += S::load(s.reference_y + reference_at + k);
+      if (s.fused) {
+        V from_x = S::set(reference[0]), from_y = S::set(reference[1]);
+        if (p.reference_l) {
+          for (int64_t l = 1; l < p.levels; ++l) {
+            const I here = S::load_int(s.level + k) == (Int)l;
+            from_x = here ? S::set(reference[l * p.reference_l]) : from_x;
+            from_y = here ? S::set(reference[l * p.reference_l + 1]) : from_y;
+          }
+        }
+        x += from_x * width - (T)0.5;
+        y += from_y * height - (T)0.5;
       } else {
         x = x * width - (T)0.5;
         y = y * height - (T)0.5;
       }
-      const Axis horizontal = axis(x, width), vertical = axis(y, height);
+      const Axis horizontal = axis(x, width, S::set_uint(s.stride)), vertical = axis(y, height, S::load_uint(s.row + k));
       const V attention = S::load(s.attention + at + k);
-      const V top = attention * vertical.near, bottom = attention * vertical.far;
-      S::store(s.weight[0] + at + k, top * horizontal.near);
-      S::store(s.weight[1] + at + k, top * horizontal.far);
-      S::store(s.weight[2] + at + k, bottom * horizontal.near);
-      S::store(s.weight[3] + at + k, bottom * horizontal.far);
-      const I first = S::load_int(s.start + k), row = S::load_int(s.row + k);
-      const I above = first + vertical.first * row, below = first + vertical.second * row;
-      const I left_column = horizontal.first * s.row_stride, right_column = horizontal.second * s.row_stride;
-      S::store_int(s.offset[0] + at + k, above + left_column);
-      S::store_int(s.offset[1] + at + k, above + right_column);
-      S::store_int(s.offset[2] + at + k, below + left_column);
-      S::store_int(s.offset[3] + at + k, below + right_column);
+      const V bottom = attention * vertical.fraction, top = attention - bottom;
+      const V top_right = top * horizontal.fraction, bottom_right = bottom * horizontal.fraction;
+      S::store(s.weight[0] + at + k, top - top_right);
+      S::store(s.weight[1] + at + k, top_right);
+      S::store(s.weight[2] + at + k, bottom - bottom_right);
+      S::store(s.weight[3] + at + k, bottom_right);
+      const U first = S::load_uint(s.start + k), absent = S::set_uint(s.absent);
+      const U above = first + vertical.first, below = first + vertical.second;
+      S::store_uint(s.offset[0] + at + k, S::at_most(above + horizontal.first, absent));
+      S::store_uint(s.offset[1] + at + k, S::at_most(above + horizontal.second, absent));
+      S::store_uint(s.offset[2] + at + k, S::at_most(below + horizontal.first, absent));
+      S::store_uint(s.offset[3] + at + k, S::at_most(below + horizontal.second, absent));
       if constexpr (Backward) {
-        S::store(s.x_near + at + k, horizontal.near), S::store(s.x_far + at + k, horizontal.far);
-        S::store(s.y_near + at + k, vertical.near), S::store(s.y_far + at + k, vertical.far);
-        S::store(s.has_left + at + k, horizontal.has_first), S::store(s.has_right + at + k, horizontal.has_second);
-        S::store(s.has_top + at + k, vertical.has_first), S::store(s.has_bottom + at + k, vertical.has_second);
+        S::store(s.right + at + k, horizontal.fraction), S::store(s.down + at + k, vertical.fraction);
       }
     }
   }
 
  private:
   struct Axis {
-    V near, far, has_first, has_second;
-    I first, second;
+    V fraction;       // of the way from the first neighbour to the second
+    U first, second;  // their offsets, `far` where they are outside
   };
 
-  // The two neighbours of pixel coordinate x on an axis of `size` pixels.
-  MODAT_INLINE Axis axis(V x, V size) {
-    const V last = size - (T)1;
+  // The two neighbours of pixel coordinate x on an axis of `size` pixels that are `step` numbers apart.
+  MODAT_INLINE Axis axis(V x, V size, U step) {
     x = S::at_most(S::at_least(x, S::set(-2)), size + (T)1);  // keeps far away (and NaN) within the integers
-    V floor = S::to_float(S::to_int(x));
-    floor = floor > x ? floor - (T)1 : floor;
-    const V fraction = x - floor;
-    Axis a;
-    a.has_first = S::one_where((floor >= S::set(0)) & (floor <= last));
-    a.has_second = S::one_where((floor >= S::set(-1)) & (floor < last));
-    a.near = a.has_first * ((T)1 - fraction);
-    a.far = a.has_second * fraction;
-    a.first = S::to_int(S::at_most(S::at_least(floor, V{}), last));
-    a.second = S::to_int(S::at_most(S::at_least(floor + (T)1, V{}), last));
-    return a;
+    const V low = S::floor(x);
+    const U first = (U)S::to_int(low), second = first + 1, pixels = (U)S::to_int(size);
+    const U at = first * step;
+    const U outside = S::set_uint(far);
+    return {x - low, first < pixels ? at : outside, second < pixels ? at + step : outside};
   }
 
   MODAT_INLINE V logits(const Samples& s, const T* weights, int64_t k, V lowest) {

@@ -46,14 +46,30 @@ struct Simd {
   // NaN gives the bound.
   MODAT_INLINE V at_least(V v, V low) { return v > low ? v : low; }
   MODAT_INLINE V at_most(V v, V high) { return v < high ? v : high; }
-  MODAT_INLINE V one_where(I mask) { return mask ? set(1) : V{}; }
 
+  MODAT_INLINE U set_uint(Uint x) { return x - U{}; }
+  MODAT_INLINE U at_most(U v, U high) { return v < high ? v : high; }
+  MODAT_INLINE V floor(V x) {  // of numbers that an integer can hold
+#if defined(MODAT_AVX512)
+    if constexpr (sizeof(T) == 4) return (V)_mm512_roundscale_ps((__m512)x, 1 | 8);
+#elif defined(MODAT_AVX2)
+    if constexpr (sizeof(T) == 4) return (V)_mm256_floor_ps((__m256)x);
+#endif
+    const V whole = to_float(to_int(x));
+    return whole > x ? whole - (T)1 : whole;
+  }
+
+  MODAT_INLINE U load_uint(const Uint* p) {
+    U v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  MODAT_INLINE void store_uint(Uint* p, U v) { __builtin_memcpy(p, &v, sizeof(v)); }
   MODAT_INLINE I load_int(const Int* p) {
     I v;
     __builtin_memcpy(&v, p, sizeof(v));
     return v;
   }
-  MODAT_INLINE void store_int(Int* p, I v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
   MODAT_INLINE V load(const T* p) {
     V v;

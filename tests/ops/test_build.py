@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,13 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out, err
+
+
+def wait_until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def script(path: Path, text: str) -> str:
@@ -94,6 +104,33 @@ def test_a_compiler_that_hangs_is_ended(tmp_path):
     out, err = finish(python(TRY, tmp_path / "cache", CXX=compiler, MODAT_OPS_TIMEOUT="8"))
     assert out.strip() == "same"
     assert "took over 8 s" in err
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_a_build_ends_with_its_process_and_the_next_one_clears_up(tmp_path, quick_compiler, kill):
+    cache, note = tmp_path / "cache", tmp_path / "compiler"
+    slow = f'case "$*" in *--version*) echo quick 1.0; exit 0;; esac; echo $$ > {note}; exec sleep 300'
+    process = python(STATUS, cache, CXX=script(tmp_path / "slow-c++", slow))
+    wait_until(lambda: note.exists() and note.read_text().strip())
+    compiler = Path("/proc") / note.read_text().strip()
+    assert "sleep" in (compiler / "cmdline").read_text()
+    process.send_signal(kill)
+    process.communicate()
+    wait_until(lambda: not compiler.exists() or "\nState:\tZ" in (compiler / "status").read_text())
+    assert list(cache.glob("*/"))
+    assert finish(python(STATUS, cache, **quick_compiler))[0].startswith("loaded")
+    assert not list(cache.glob("*/"))
+
+
+def test_the_package_of_pip_install_holds_the_library(tmp_path, quick_compiler):
+    site, cache = tmp_path / "site", tmp_path / "cache"
+    source = shutil.copytree(ROOT / "ops", tmp_path / "source")  # all that pip has
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", site]
+    subprocess.run(command, cwd=source, env={**os.environ, **quick_compiler}, check=True)
+    found = f"import sys; sys.path.append({str(site)!r})\n{STATUS}"
+    assert finish(python(found, cache))[0].startswith(f"loaded {site}")
+    assert not list(cache.glob("*"))
 
 
 def test_switched_off(tmp_path):

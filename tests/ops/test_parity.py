@@ -194,6 +194,45 @@ def test_far_away_points_read_zeros_and_never_leave_the_memory(device):
             assert torch.equal(tensor, torch.zeros_like(tensor)), far
 
 
+@pytest.mark.parametrize("wanted", ["value", "reference", "offsets", "logits"])
+def test_each_gradient_alone(device, wanted):
+    shapes = ((5, 4), (2, 3))
+    data = {name: tensor.to(device) for name, tensor in draw(shapes).items()}
+    grads = []
+    for backend in (device, "torch"):
+        leaves = {name: data[name].detach() for name in ("value", "reference", "offsets", "logits")}
+        leaves[wanted].requires_grad_()
+        value, *rest = leaves.values()
+        ops.ms_deform_attn_fused(value, shapes, *rest, backend=backend).backward(data["grad"])
+        grads.append(leaves[wanted].grad)
+    assert relative(*grads) < 1e-10
+
+
+@pytest.mark.parametrize("queries", [1, 40])  # few of them leave value where it is
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_values_next_to_a_level_do_not_leak_into_it(device, queries, bad):
+    shapes = ((3, 3), (4, 4), (2, 2))
+    value = torch.randn(1, 29, 1, 32)
+    value[:, :9] = bad
+    value[:, -4:] = bad
+    outside = torch.tensor([[-0.9, 0.5], [0.5, -0.9], [1.9, 0.5], [0.5, 1.9], [-0.1, -0.1], [1.1, 1.1]])
+    inside = torch.tensor([[0.01, 0.3], [0.99, 0.4], [0.6, 0.02], [0.3, 0.99], [0.02, 0.01], [0.99, 0.98]])
+    points = torch.stack([outside * 9, inside, outside * 9]).expand(1, queries, 1, 3, 6, 2)
+    weights = torch.rand(1, queries, 1, 3, 6)
+    got, true = (
+        outcome(
+            ops.ms_deform_attn,
+            shapes,
+            [tensor.to(device) for tensor in (value, points, weights)],
+            torch.ones(1, queries, 32),
+            backend=backend,
+        )
+        for backend in (device, "torch")
+    )
+    assert got[0].isfinite().all()
+    assert max(relative(a, b) for a, b in zip(got, true, strict=True)) < 1e-5
+
+
 @pytest.mark.parametrize("scale", [1e3, 80.0])
 def test_softmax_of_large_logits(device, scale):
     shapes = ((5, 4), (2, 2))
