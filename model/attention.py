@@ -62,7 +62,7 @@ class MultiheadAttention(nn.Module):
         rate = self.dropout.p if self.training else 0.0
         if rate and query.device.type == "cpu" and not torch.compiler.is_compiling():
             # The fused kernel knows no dropout on a CPU; what PyTorch falls back to draws its masks slowly.
-            scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             return self.dropout(scores.softmax(dim=-1)) @ value

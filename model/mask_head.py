@@ -91,8 +91,10 @@ class MaskPredictor(nn.Module):
             hidden = torch.baddbmm(first.bias, tokens, folded.transpose(1, 2))
         else:
             hidden = first(tokens @ queries.transpose(1, 2))
-        hidden = F.relu(second(F.relu(hidden, inplace=True)), inplace=True)  # (N, H * W, hidden)
-        return (tokens + third(hidden)).transpose(1, 2).unflatten(2, mask_feature.shape[-2:])
+        # Two axes from here: an operation in place on a view of a product would copy all of it in the backward pass.
+        hidden = F.relu(hidden).flatten(0, 1)  # (N * H * W, hidden)
+        hidden = F.relu(second(hidden), inplace=True)
+        return (tokens + third(hidden).view_as(tokens)).transpose(1, 2).unflatten(2, mask_feature.shape[-2:])
 
     def _folding_pays(self, pixels: int, channels: int) -> bool:
         """Whether Q * C * hidden + pixels * C * hidden is less than pixels * Q * (C + hidden) multiplications."""

@@ -41,6 +41,10 @@ def _register_shapes() -> None:
     ) -> tuple[Tensor, Tensor, Tensor]:
         return _like(value), _like(offsets), _like(logits)
 
+    @torch.library.register_fake("modat::dropout")
+    def _(input: Tensor, p: float, seed: int) -> Tensor:
+        return _like(input)
+
 
 def _output(value: Tensor, samples: Tensor) -> Tensor:
     return value.new_empty((value.shape[0], samples.shape[1], value.shape[2] * value.shape[3]))

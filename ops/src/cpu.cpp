@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -80,6 +81,20 @@ std::tuple<Tensor, Tensor, Tensor> fused_backward(const Tensor& grad, const Tens
   return backward(Call(value, shapes, offsets, logits, reference), grad);
 }
 
+Tensor dropout(const Tensor& input, double p, int64_t seed) {
+  TORCH_CHECK_VALUE(p >= 0 && p < 1, "modat: a dropout probability is in [0, 1), got ", p);
+  TORCH_CHECK_TYPE(input.scalar_type() != at::kDouble, "modat: dropout takes float32, bfloat16 or float16");
+  const Kernels kernels = choose(storage_of(input));
+  const Tensor in = input.contiguous();
+  Tensor out = at::empty_like(in);
+  constexpr int64_t block = 32, grain = 1024;
+  const auto threshold = static_cast<uint32_t>(std::lround(p * 65536));
+  const Masking d{in.const_data_ptr(), out.mutable_data_ptr(), in.numel(), static_cast<uint64_t>(seed), threshold,
+                  static_cast<float>(1 / (1 - p))};
+  at::parallel_for(0, (d.count + block - 1) / block, grain, [&](int64_t begin, int64_t end) { kernels.dropout(d, begin, end); });
+  return out;
+}
+
 std::string capability() { return choose(Storage::f32).name; }
 
 }  // namespace
@@ -90,6 +105,7 @@ TORCH_LIBRARY_IMPL(modat, CPU, m) {
   m.impl("ms_deform_attn_fused", modat::fused);
   m.impl("ms_deform_attn_backward", modat::plain_backward);
   m.impl("ms_deform_attn_fused_backward", modat::fused_backward);
+  m.impl("dropout", modat::dropout);
 }
 
 TORCH_LIBRARY_IMPL(modat, CatchAll, m) { m.impl("cpu_capability", modat::capability); }

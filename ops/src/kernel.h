@@ -31,6 +31,16 @@ struct Problem {
   void* grad_weights;  // as weights, contiguous
 };
 
+// Dropout of `count` contiguous elements: those whose 16-bit number is below `threshold` become 0.
+struct Masking {
+  const void* in;
+  void* out;
+  int64_t count;
+  uint64_t seed;
+  uint32_t threshold;
+  float scale;
+};
+
 // Kernels of one instruction set for one storage type. A range covers (n, m, q) in the forward pass and (n, m) slices in
 // the backward pass; each range needs its own scratch, aligned to 64 bytes.
 struct Kernels {
@@ -39,6 +49,7 @@ struct Kernels {
   void (*backward)(const Problem&, int64_t begin, int64_t end, void* scratch);
   int64_t (*forward_scratch)(const Problem&);   // bytes
   int64_t (*backward_scratch)(const Problem&);  // bytes
+  void (*dropout)(const Masking&, int64_t begin, int64_t end);  // blocks of 32 elements; null for doubles
 };
 
 Kernels portable_kernels(Storage storage);

@@ -9,9 +9,13 @@
 
 #include "backward.h"
 
+#include "dropout.h"
+
 template <class T, int W, class Stored>
 Kernels kernels() {
-  return {MODAT_NAME, forward<T, W, Stored>, backward<T, W, Stored>, forward_scratch<T, W, Stored>, backward_scratch<T, W>};
+  Kernels all{MODAT_NAME, forward<T, W, Stored>, backward<T, W, Stored>, forward_scratch<T, W, Stored>, backward_scratch<T, W>, nullptr};
+  if constexpr (sizeof(T) == 4) all.dropout = dropout<W, Stored>;
+  return all;
 }
 
 Kernels kernels_of(Storage storage) {

@@ -1,4 +1,4 @@
-// The operators modat::ms_deform_attn and modat::ms_deform_attn_fused: schema, autograd, refusal of vmap. The kernels
+// The operators modat::ms_deform_attn, modat::ms_deform_attn_fused and modat::dropout: schema, autograd, refusal of vmap. The kernels
 // register themselves for their device; shapes for tracing are in ops/library.py.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -154,6 +154,7 @@ TORCH_LIBRARY(modat, m) {
   m.def(
       "ms_deform_attn_fused_backward(Tensor grad, Tensor value, SymInt[] spatial_shapes, Tensor reference_points, "
       "Tensor sampling_offsets, Tensor attention_logits) -> (Tensor, Tensor, Tensor)");
+  m.def("dropout(Tensor input, float p, int seed) -> Tensor");
   m.def("cpu_capability() -> str");
 }
 
