@@ -31,7 +31,7 @@ class Dropout(nn.Dropout):
             return F.dropout(input, self.p, self.training)
         if input.dtype != torch.float64 and has_kernel("cpu"):
             seed = int(torch.randint(2**63 - 1, ()).item())
-            return _CounterDropout.apply(input, self.p, seed)  # type: ignore[no-any-return]
+            return _CounterDropout.apply(input, self.p, seed)
         draws = torch.empty(math.ceil(input.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
         keep = draws.view(torch.int16)[: input.numel()] >= round(self.p * 2**16) - 2**15
         return torch.where(keep.view(input.shape), input, 0) * (1 / (1 - self.p))

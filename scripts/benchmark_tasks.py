@@ -37,6 +37,7 @@ from utils.config import load_config  # noqa: E402
 from utils.losses import build_criterion  # noqa: E402
 from utils.metrics import FScore, MaskIoU, SemanticScores  # noqa: E402
 from utils.pictures import predicted_classes  # noqa: E402
+from utils.scoring import round_weights  # noqa: E402
 
 Request = Mapping[str, Any]
 Result = dict[str, Any]
@@ -138,7 +139,10 @@ def agreement(request: Request) -> Result:
 def evaluate(request: Request) -> Result:
     """A clip without gradients: seconds, peak memory, and seconds of each box of the figure."""
     device = torch.device(request["device"])
-    model = formulation(prepare(request), request)
+    model = prepare(request)
+    if request["formulation"] == "ours" and request["precision"] in AUTOCAST:
+        round_weights(model, AUTOCAST[request["precision"]])  # as utils.scoring
+    model = formulation(model, request)
     sample = batch(request)
 
     @torch.inference_mode()

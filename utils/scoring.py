@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dataloader import AudioVisualDataset, build_dataset
+from model.attention import MultiheadAttention
+from model.fusion import CSA
+from model.moe import ChannelExperts, SpatialExperts
 from utils.errors import DataError
 from utils.evaluation import SCALARS, Scores
 from utils.files import atomic_path
@@ -39,7 +42,7 @@ class ModelPredictor:
     """A model's answers.
 
     Args:
-        model: from `model.build_model`, with its weights.
+        model: from `model.build_model`, with its weights; in a low precision they are rounded for good.
         task: 's4', 'ms3' or 'avss'.
         precision: '32', 'bf16' or '16'.
         device: where it runs.
@@ -50,6 +53,8 @@ class ModelPredictor:
         self.task = task
         self.device = device
         self.dtype = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[precision]
+        if self.dtype:
+            round_weights(self.model, self.dtype)
 
     @torch.inference_mode()
     def logits(self, batch: Mapping[str, Any], first_clip: int) -> Tensor:
@@ -62,6 +67,22 @@ class ModelPredictor:
             output = self.model(log_mel, frames, real if self.task == "avss" else None)
         logits: Tensor = output.logits.float().cpu()
         return logits
+
+
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Store what autocast rounds in each call as rounded: weights of products and convolutions.
+
+    The answers stay the same, and reading and rounding all weights for each batch falls away. What autocast leaves in
+    float32 stays: norms, embeddings, the router, and the branch scores, whose weights are subtracted first.
+    """
+    subtracted = {module.branch_score for module in model.modules() if isinstance(module, CSA)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and module not in subtracted:
+            module.to(dtype)
+        elif isinstance(module, MultiheadAttention | ChannelExperts | SpatialExperts):
+            for name, parameter in module.named_parameters(recurse=False):
+                if not name.endswith("bias"):  # an expert's is added in float32
+                    parameter.data = parameter.data.to(dtype)
 
 
 class EverythingOracle:

@@ -1,16 +1,33 @@
-"""Our dropout is dropout."""
+"""Our dropout is dropout, with the compiled kernel and without it."""
 
 import pytest
 import torch
 
+from model import dropout as module
 from model.attention import MultiheadAttention
 from model.dropout import Dropout
+from ops.library import has_kernel
 
 
+@pytest.fixture
+def _kernel() -> None:
+    if not has_kernel("cpu"):
+        pytest.skip("no compiled kernel")
+
+
+@pytest.fixture(params=["kernel", "plain PyTorch"])
+def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "plain PyTorch":
+        monkeypatch.setattr(module, "has_kernel", lambda device: False)
+    else:
+        request.getfixturevalue("_kernel")
+
+
+@pytest.mark.usefixtures("_path")
 @pytest.mark.parametrize("p", [0.1, 0.4, 0.75])
 def test_it_drops_the_right_share_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
-    x = torch.full((401, 503), 2.0, requires_grad=True)  # no multiple of four
+    x = torch.full((401, 503), 2.0, requires_grad=True)  # no multiple of a block
     out = Dropout(p)(x)
     dropped = (out == 0).double().mean()
     assert float(dropped) == pytest.approx(p, abs=5e-3)
@@ -23,17 +40,58 @@ def test_it_drops_the_right_share_and_keeps_the_mean(p: float) -> None:
     )
 
 
-def test_it_follows_the_seed_and_is_off_in_evaluation() -> None:
-    x, dropout = torch.randn(33), Dropout(0.5)
+@pytest.mark.usefixtures("_path")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_it_follows_the_seed_and_is_off_in_evaluation(dtype: torch.dtype) -> None:
+    x, dropout = torch.randn(33).to(dtype), Dropout(0.5)
     outputs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         outputs.append(dropout(x))
     assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+    assert all(torch.equal(out, torch.where(out == 0, 0, 2 * x)) and out.dtype == dtype for out in outputs)
     assert dropout.eval()(x) is x
     assert torch.equal(Dropout(0.0)(x), x) and not Dropout(1.0)(x).any()
 
 
+@pytest.mark.usefixtures("_kernel")
+def test_the_mask_follows_from_seed_and_place_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def masks(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.ops.modat.dropout(torch.ones(100_003, dtype=dtype), 0.3, seed) == 0
+
+    expected = masks(7)
+    assert torch.equal(masks(7, torch.bfloat16), expected)
+    for capability in ("avx2", "portable"):
+        monkeypatch.setenv("MODAT_CPU_CAPABILITY", capability)
+        assert torch.equal(masks(7), expected)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        assert torch.equal(masks(7), expected)
+    finally:
+        torch.set_num_threads(threads)
+    # Neighbours, far neighbours and other seeds are told apart: correlations within 4 standard errors of none.
+    signs = expected.double() - 0.3
+    for other in (
+        signs.roll(1),
+        signs.roll(16),
+        signs.roll(32),
+        masks(8).double() - 0.3,
+        masks(7 << 32).double() - 0.3,
+    ):
+        assert abs(float((signs * other).mean() / 0.21)) < 4 / 100_003**0.5
+
+
+@pytest.mark.usefixtures("_kernel")
+def test_the_kernel_names_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match=r"probability is in \[0, 1\), got 1"):
+        torch.ops.modat.dropout(torch.ones(3), 1.0, 0)
+    with pytest.raises(TypeError, match="float32, bfloat16 or float16"):
+        torch.ops.modat.dropout(torch.ones(3).double(), 0.5, 0)
+    torch.library.opcheck(torch.ops.modat.dropout, (torch.randn(7, 5), 0.5, 3))
+
+
+@pytest.mark.usefixtures("_path")
 def test_attention_with_dropout_has_the_mean_of_attention_without() -> None:
     torch.manual_seed(0)
     attention = MultiheadAttention(8, 2, dropout=0.3)
