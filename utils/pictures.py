@@ -31,7 +31,7 @@ def predicted_classes(logits: Tensor) -> Tensor:
     """Class of every pixel: logits (N, K, H, W) -> (N, H, W) uint8; for K = 1, 1 where the probability is above 0.5."""
     if logits.shape[1] == 1:
         return (logits.squeeze(1).float().sigmoid() > 0.5).to(torch.uint8)
-    return logits.argmax(1).to(torch.uint8)
+    return logits.max(1).indices.to(torch.uint8)
 
 
 @dataclass(frozen=True)

@@ -62,25 +62,6 @@ std::tuple<Tensor, Tensor, Tensor> backward(Call call, const Tensor& grad) {
   return {grads.value, grads.samples, grads.weights};
 }
 
-Tensor plain(const Tensor& value, at::IntArrayRef shapes, const Tensor& locations, const Tensor& weights) {
-  return forward(Call(value, shapes, locations, weights, {}));
-}
-
-Tensor fused(const Tensor& value, at::IntArrayRef shapes, const Tensor& reference, const Tensor& offsets,
-             const Tensor& logits) {
-  return forward(Call(value, shapes, offsets, logits, reference));
-}
-
-std::tuple<Tensor, Tensor, Tensor> plain_backward(const Tensor& grad, const Tensor& value, at::IntArrayRef shapes,
-                                                  const Tensor& locations, const Tensor& weights) {
-  return backward(Call(value, shapes, locations, weights, {}), grad);
-}
-
-std::tuple<Tensor, Tensor, Tensor> fused_backward(const Tensor& grad, const Tensor& value, at::IntArrayRef shapes,
-                                                  const Tensor& reference, const Tensor& offsets, const Tensor& logits) {
-  return backward(Call(value, shapes, offsets, logits, reference), grad);
-}
-
 Tensor dropout(const Tensor& input, double p, int64_t seed) {
   TORCH_CHECK_VALUE(p >= 0 && p < 1, "modat: a dropout probability is in [0, 1), got ", p);
   TORCH_CHECK_TYPE(input.scalar_type() != at::kDouble, "modat: dropout takes float32, bfloat16 or float16");
@@ -101,10 +82,7 @@ std::string capability() { return choose(Storage::f32).name; }
 }  // namespace modat
 
 TORCH_LIBRARY_IMPL(modat, CPU, m) {
-  m.impl("ms_deform_attn", modat::plain);
-  m.impl("ms_deform_attn_fused", modat::fused);
-  m.impl("ms_deform_attn_backward", modat::plain_backward);
-  m.impl("ms_deform_attn_fused_backward", modat::fused_backward);
+  modat::Operators<modat::forward, modat::backward>::enter(m);
   m.impl("dropout", modat::dropout);
 }
 

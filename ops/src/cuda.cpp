@@ -44,31 +44,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(Call call, const Tensor& grad) {
   return {sum.to(call.value.scalar_type()), grads.samples, grads.weights};
 }
 
-Tensor plain(const Tensor& value, at::IntArrayRef shapes, const Tensor& locations, const Tensor& weights) {
-  return forward(Call(value, shapes, locations, weights, {}));
-}
-
-Tensor fused(const Tensor& value, at::IntArrayRef shapes, const Tensor& reference, const Tensor& offsets,
-             const Tensor& logits) {
-  return forward(Call(value, shapes, offsets, logits, reference));
-}
-
-std::tuple<Tensor, Tensor, Tensor> plain_backward(const Tensor& grad, const Tensor& value, at::IntArrayRef shapes,
-                                                  const Tensor& locations, const Tensor& weights) {
-  return backward(Call(value, shapes, locations, weights, {}), grad);
-}
-
-std::tuple<Tensor, Tensor, Tensor> fused_backward(const Tensor& grad, const Tensor& value, at::IntArrayRef shapes,
-                                                  const Tensor& reference, const Tensor& offsets, const Tensor& logits) {
-  return backward(Call(value, shapes, offsets, logits, reference), grad);
-}
-
 }  // namespace
 }  // namespace modat
 
 TORCH_LIBRARY_IMPL(modat, CUDA, m) {
-  m.impl("ms_deform_attn", modat::plain);
-  m.impl("ms_deform_attn_fused", modat::fused);
-  m.impl("ms_deform_attn_backward", modat::plain_backward);
-  m.impl("ms_deform_attn_fused_backward", modat::fused_backward);
+  modat::Operators<modat::forward, modat::backward>::enter(m);
 }

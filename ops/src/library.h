@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <tuple>
@@ -136,6 +137,37 @@ struct Gradients {
     p.grad_value = value.mutable_data_ptr();
     p.grad_samples = samples.mutable_data_ptr();
     p.grad_weights = weights.mutable_data_ptr();
+  }
+};
+
+// The operators of one device over its forward and its backward pass.
+template <Tensor (*Forward)(Call), std::tuple<Tensor, Tensor, Tensor> (*Backward)(Call, const Tensor&)>
+struct Operators {
+  static Tensor plain(const Tensor& value, at::IntArrayRef shapes, const Tensor& locations, const Tensor& weights) {
+    return Forward(Call(value, shapes, locations, weights, {}));
+  }
+
+  static Tensor fused(const Tensor& value, at::IntArrayRef shapes, const Tensor& reference, const Tensor& offsets,
+                      const Tensor& logits) {
+    return Forward(Call(value, shapes, offsets, logits, reference));
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> plain_backward(const Tensor& grad, const Tensor& value, at::IntArrayRef shapes,
+                                                           const Tensor& locations, const Tensor& weights) {
+    return Backward(Call(value, shapes, locations, weights, {}), grad);
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> fused_backward(const Tensor& grad, const Tensor& value, at::IntArrayRef shapes,
+                                                           const Tensor& reference, const Tensor& offsets,
+                                                           const Tensor& logits) {
+    return Backward(Call(value, shapes, offsets, logits, reference), grad);
+  }
+
+  static void enter(torch::Library& library) {
+    library.impl("ms_deform_attn", plain);
+    library.impl("ms_deform_attn_fused", fused);
+    library.impl("ms_deform_attn_backward", plain_backward);
+    library.impl("ms_deform_attn_fused_backward", fused_backward);
   }
 };
 
