@@ -86,6 +86,8 @@ class ProcessConfig:
         log_interval: steps between two lines of the log.
         check_data: look at every file of the data set before the first epoch.
         cache_features: keep the embeddings of a frozen VGGish, on disk.
+        cache_backbone: keep the maps of the backbone while it is frozen, on disk: 1.6 MB a frame of 224 pixels with
+            PVTv2. It then runs in evaluation mode, without stochastic depth.
         keep_allocator: let the C library keep freed memory (set by the launchers).
         drop_last: leave out a last batch that is not full, in training.
         lr_scaling: None, or 'linear': the learning rate holds for one device and grows with their number.
@@ -115,6 +117,7 @@ class ProcessConfig:
     log_interval: int = 10
     check_data: bool = True
     cache_features: bool = True
+    cache_backbone: bool = False
     keep_allocator: bool = True
     drop_last: bool = False
     lr_scaling: str | None = None

@@ -26,7 +26,6 @@ from torch.utils.data import DataLoader
 from dataloader import AVSDataModule
 from dataloader.checks import check_data
 from model import AVSModel, build_model
-from utils.audio_cache import AudioEmbeddings
 from utils.checkpointing import (
     LAST,
     PREVIOUS,
@@ -41,6 +40,7 @@ from utils.checkpointing import (
 )
 from utils.errors import ConfigError, DataError, UserError
 from utils.evaluation import BEST_FILES, SCALARS, Scores
+from utils.feature_cache import FrozenFeatures
 from utils.logging import METRICS_FILE, RunLog
 from utils.losses import build_criterion
 from utils.pictures import save_curves
@@ -89,7 +89,8 @@ class AVSTraining(LightningModule):
         self.optimizer_cfg = optimizer_cfg
         self.process = process
         self.folder = folder
-        self.embeddings: AudioEmbeddings | None = None
+        self.embeddings: FrozenFeatures | None = None
+        self.maps: FrozenFeatures | None = None
         self.val_scores: dict[str, float] = {}
         self.common_val_batches = 0
         self._losses: dict[str, Tensor] = {}
@@ -123,12 +124,15 @@ class AVSTraining(LightningModule):
         return math.ceil(batches / self.process["accumulate"]) * int(self.process["train_epochs"])
 
     def on_train_start(self) -> None:
-        """Begin also within an epoch; with the weights in place, see whether the sound is to be encoded only once."""
+        """Begin also within an epoch; with the weights in place, see what is to be computed only once."""
         self._begin_epoch()
         # A compiled model is compiled as a whole, VGGish included; a sharded one does not have its weights at hand.
         whole = not self.process["compile"] and not isinstance(self.trainer.strategy, FSDPStrategy)
+        folder = Path(self.process["work_dir"])
         if self.process["cache_features"] and self.model.vggish.frozen and whole:
-            self.embeddings = AudioEmbeddings(self.model.vggish, Path(self.process["work_dir"]) / ".vggish_cache")
+            self.embeddings = FrozenFeatures(self.model.vggish, folder / ".vggish_cache", in_memory=True)
+        if self.process["cache_backbone"] and self._frozen and whole:
+            self.maps = FrozenFeatures(self.model.backbone, folder / ".backbone_cache", in_memory=False)
 
     def on_train_epoch_start(self) -> None:
         """Freeze or train the backbone, and decide whether this epoch ends with a validation."""
@@ -183,9 +187,17 @@ class AVSTraining(LightningModule):
         frames = batch["frames"].flatten(0, 1)
         # Only avss pads its clips; elsewhere the flag would be a product with ones.
         real = batch["vid_temporal_mask_flag"].flatten() if self.scores.task == "avss" else None
-        if self.embeddings is not None:
-            return self.model.segment(self.embeddings(batch["log_mel"]), self.model.backbone(frames), real)
-        return self.model(batch["log_mel"].flatten(0, 1), frames, real)
+        maps = self.maps if self._frozen else None
+        if self.embeddings is None and maps is None:
+            return self.model(batch["log_mel"].flatten(0, 1), frames, real)
+        embedding = (
+            self.model.vggish(batch["log_mel"].flatten(0, 1))
+            if self.embeddings is None
+            else self.embeddings(batch["log_mel"])[0]
+        )
+        return self.model.segment(
+            embedding, self.model.backbone(frames) if maps is None else maps(batch["frames"]), real
+        )
 
     def _losses_of(self, batch: dict[str, Any], out: Any) -> dict[str, Tensor]:
         flag = batch["gt_temporal_mask_flag"].flatten()
