@@ -127,7 +127,7 @@ def environment(**extra: str) -> dict[str, str]:
     }
     for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
         kept.pop(key, None)
-    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MODAT_OPS_BACKEND": "torch", **extra}
+    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
 
 
 def command(*arguments: object, script: str = "train.py") -> list[str]:

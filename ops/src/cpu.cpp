@@ -72,7 +72,8 @@ Tensor dropout(const Tensor& input, double p, int64_t seed) {
   const auto threshold = static_cast<uint32_t>(std::lround(p * 65536));
   const Masking d{in.const_data_ptr(), out.mutable_data_ptr(), in.numel(), static_cast<uint64_t>(seed), threshold,
                   static_cast<float>(1 / (1 - p))};
-  at::parallel_for(0, (d.count + block - 1) / block, grain, [&](int64_t begin, int64_t end) { kernels.dropout(d, begin, end); });
+  at::parallel_for(0, (d.count + block - 1) / block, grain,
+                   [&](int64_t begin, int64_t end) { kernels.dropout(d, begin, end); });
   return out;
 }
 

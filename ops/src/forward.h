@@ -1,10 +1,11 @@
-// Forward pass over (n, m, q): queries inside a slice of `value`, which is packed into contiguous scratch first. Rows that
-// lie M * D apart in memory would be spread over M times as many pages, and miss the first-level cache far more often.
+// Forward pass over (n, m, q): queries inside a slice of `value`, which is first packed into contiguous scratch, in the work
+// type. Rows that lie M * D apart in memory would be spread over M times as many pages, and miss the first-level cache far
+// more often; and narrow types would be widened once for each corner that is read.
 
 // Weighted sum of all corners of one head, for NV vectors of channels starting at `value`. Where value is not packed
 // there is no row of zeros, and absent corners are left out.
-template <class T, int W, int NV, bool Packed, class Stored, class Table>
-MODAT_INLINE void gather(const Stored* value, const Table& s, int64_t at, Stored* out) {
+template <class T, int W, int NV, bool Packed, class Source, class Stored, class Table>
+MODAT_INLINE void gather(const Source* value, const Table& s, int64_t at, Stored* out) {
   using S = Simd<T, W>;
   using V = typename S::V;
   // Separate sums for the corners hide the latency of the additions, as far as there are registers for them.
@@ -16,7 +17,7 @@ MODAT_INLINE void gather(const Stored* value, const Table& s, int64_t at, Stored
     for (int c = 0; c < 4; ++c) {
       if (!Packed && s.offset[c][k] == s.absent) continue;
       const T weight = s.weight[c][k];
-      const Stored* corner = value + s.offset[c][k];
+      const Source* corner = value + s.offset[c][k];
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) sum[c % sets][j] += weight * S::load(corner + j * W);
     }
@@ -30,8 +31,8 @@ MODAT_INLINE void gather(const Stored* value, const Table& s, int64_t at, Stored
 }
 
 // The channels that do not fill a vector.
-template <class T, int W, bool Packed, class Stored, class Table>
-MODAT_INLINE void gather_rest(const Stored* value, const Table& s, int64_t at, Stored* out, int64_t channels) {
+template <class T, int W, bool Packed, class Source, class Stored, class Table>
+MODAT_INLINE void gather_rest(const Source* value, const Table& s, int64_t at, Stored* out, int64_t channels) {
   using S = Simd<T, W>;
   typename S::V sum{};
   for (int64_t k = at; k < at + s.count; ++k) {
@@ -43,15 +44,20 @@ MODAT_INLINE void gather_rest(const Stored* value, const Table& s, int64_t at, S
   S::store_n(out, sum, channels);
 }
 
-// Whatever the type, bits unchanged.
 template <class T, int W, class Stored>
-MODAT_INLINE void copy_row(const Stored* from, Stored* to, int64_t channels) {
-  if (channels % W == 0) {
-    for (int64_t d = 0; d < channels; d += W) __builtin_memcpy(to + d, from + d, W * sizeof(Stored));
-  } else {
-    __builtin_memcpy(to, from, channels * sizeof(Stored));
-  }
+MODAT_INLINE void widen_row(const Stored* from, T* to, int64_t channels) {
+  using S = Simd<T, W>;
+  for (int64_t d = 0; d < channels; d += W) S::store_n(to + d, S::load_n(from + d, channels - d), channels - d);
 }
+
+template <bool Packed, class T, class Stored>
+struct SourceOf {
+  using Type = T;
+};
+template <class T, class Stored>
+struct SourceOf<false, T, Stored> {
+  using Type = Stored;
+};
 
 // Where few samples are read from many rows, packing would cost more than it saves.
 MODAT_INLINE bool pays_to_pack(const Problem& p) { return p.queries * p.levels * p.points >= p.rows; }
@@ -66,22 +72,24 @@ constexpr int64_t forward_together = 4;  // queries whose tables are made at onc
 template <class T, int W, int Vectors, int Channels, bool Packed, class Stored>
 void forward_queries(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   using Table = Samples<T, W, Vectors>;
-  Stored* packed = (Stored*)((char*)scratch + Table::bytes(p, forward_together));
+  using Source = typename SourceOf<Packed, T, Stored>::Type;
+  T* packed = (T*)((char*)scratch + Table::bytes(p, forward_together));
   const int64_t stride = Packed ? p.channels : p.value_l, absent = Packed ? p.rows * p.channels : (int64_t)Table::far;
   Table s(p, scratch, stride, absent, forward_together);
-  if (Packed) __builtin_memset(packed + absent, 0, p.channels * sizeof(Stored));
+  if (Packed) __builtin_memset(packed + absent, 0, p.channels * sizeof(T));
   while (begin < end) {
     const int64_t slice = begin / p.queries, n = slice / p.heads, m = slice % p.heads;
     const int64_t until = end < (slice + 1) * p.queries ? end - slice * p.queries : p.queries;
     const bool more = Packed && slice * p.queries + until < end;
-    const Stored* value = slice_of<Stored>(p, slice);
+    const Stored* stored = slice_of<Stored>(p, slice);
     const Stored* next_value = slice_of<Stored>(p, slice + 1);
+    const Source* value = (const Source*)stored;
     if (Packed) {
       for (int64_t l = 0; l < p.rows; ++l) {
-        prefetch_row(value + (l + ahead) * p.value_l, p.channels);
-        copy_row<T, W>(value + l * p.value_l, packed + l * p.channels, p.channels);
+        prefetch_row(stored + (l + ahead) * p.value_l, p.channels);
+        widen_row<T, W>(stored + l * p.value_l, packed + l * p.channels, p.channels);
       }
-      value = packed;
+      value = (const Source*)packed;
     }
     const T* points = (const T*)p.samples + n * p.samples_n + 2 * m * s.count;
     const T* weights = (const T*)p.weights + n * p.weights_n + m * s.count;
@@ -131,5 +139,5 @@ void forward(const Problem& p, int64_t begin, int64_t end, void* scratch) {
 template <class T, int W, class Stored>
 int64_t forward_scratch(const Problem& p) {
   const int64_t tables = Samples<T, W, 16 / W>::bytes(p, forward_together), any = Samples<T, W, 0>::bytes(p, forward_together);
-  return (tables > any ? tables : any) + (pays_to_pack(p) ? (p.rows + 1) * p.channels * (int64_t)sizeof(Stored) : 0);
+  return (tables > any ? tables : any) + (pays_to_pack(p) ? (p.rows + 1) * p.channels * (int64_t)sizeof(T) : 0);
 }

@@ -13,7 +13,12 @@
 
 template <class T, int W, class Stored>
 Kernels kernels() {
-  Kernels all{MODAT_NAME, forward<T, W, Stored>, backward<T, W, Stored>, forward_scratch<T, W, Stored>, backward_scratch<T, W>, nullptr};
+  Kernels all{MODAT_NAME,
+              forward<T, W, Stored>,
+              backward<T, W, Stored>,
+              forward_scratch<T, W, Stored>,
+              backward_scratch<T, W>,
+              nullptr};
   if constexpr (sizeof(T) == 4) all.dropout = dropout<W, Stored>;
   return all;
 }

@@ -1,5 +1,6 @@
-// The operators modat::ms_deform_attn, modat::ms_deform_attn_fused and modat::dropout: schema, autograd, refusal of vmap. The kernels
-// register themselves for their device; shapes for tracing are in ops/library.py.
+// The operators modat::ms_deform_attn, modat::ms_deform_attn_fused and modat::dropout: schema, autograd, refusal of vmap.
+// The kernels register themselves for their device; shapes for tracing are in ops/library.py, and the gradient of dropout
+// is in model/dropout.py.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -85,7 +86,8 @@ struct Fused : torch::autograd::Function<Fused> {
       std::vector<Tensor> levels;
       for (size_t level = 0; 2 * level < shapes.size(); ++level) {
         const Tensor sum = offsets.select(3, static_cast<int64_t>(level)).sum(at::IntArrayRef({2, 3}));  // (N, Q, 2)
-        levels.push_back(at::stack({sum.select(2, 0).mul(at::Scalar(shapes[2 * level + 1])), sum.select(2, 1).mul(at::Scalar(shapes[2 * level]))}, -1));
+        const at::Scalar height(shapes[2 * level]), width(shapes[2 * level + 1]);
+        levels.push_back(at::stack({sum.select(2, 0).mul(width), sum.select(2, 1).mul(height)}, -1));
       }
       reference = at::stack(levels, 2);
     }
