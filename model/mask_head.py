@@ -88,11 +88,10 @@ class MaskPredictor(nn.Module):
         tokens = mask_feature.flatten(2).transpose(1, 2)  # (N, H * W, C)
         if self._folding_pays(tokens.shape[1], tokens.shape[2]):
             folded = first.weight @ queries  # (N, hidden, C)
-            hidden = torch.baddbmm(first.bias, tokens, folded.transpose(1, 2))
+            hidden = F.relu(torch.baddbmm(first.bias, tokens, folded.transpose(1, 2)), inplace=True).flatten(0, 1)
         else:
-            hidden = first(tokens @ queries.transpose(1, 2))
-        # Two axes from here: an operation in place on a view of a product would copy all of it in the backward pass.
-        hidden = F.relu(hidden).flatten(0, 1)  # (N * H * W, hidden)
+            hidden = F.relu(first((tokens @ queries.transpose(1, 2)).flatten(0, 1)), inplace=True)
+        # Two axes, (N * H * W, hidden): on a view of a product, working in place would copy it in the backward pass.
         hidden = F.relu(second(hidden), inplace=True)
         return (tokens + third(hidden).view_as(tokens)).transpose(1, 2).unflatten(2, mask_feature.shape[-2:])
 
