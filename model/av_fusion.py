@@ -64,7 +64,7 @@ class MTA(nn.Module):
         super().__init__()
         if not 1 <= num_layers <= 4:
             raise ValueError(f"MTA has 1 to 4 layers, one a scale; got num_layers={num_layers}")
-        self.temporal = temporal
+        self.temporal = self.frames_share = temporal
         self.num_frames = num_frames
         self.layers = nn.ModuleList(
             AudioVisualLayer(embed_dim, num_heads, hidden_dim, dropout) for _ in range(num_layers)

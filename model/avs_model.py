@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.backbones import TimmBackbone
 from model.mask_head import MaskPredictor
@@ -11,7 +12,7 @@ from utils.registry import MODELS
 
 
 class ModelOutput(NamedTuple):
-    """Logits (N, K, H, W), mask feature after fusion (N, C, H / 4, W / 4), balance loss (scalar)."""
+    """Logits (A, K, H, W), fused mask feature (A, C, H / 4, W / 4) and balance loss (scalar), of A answered frames."""
 
     logits: Tensor
     mask_feature: Tensor
@@ -46,14 +47,30 @@ class AVSModel(nn.Module):
         self.vggish = vggish
         self.audio_proj = nn.Linear(audio_dim, embed_dim)
         self.head = head
+        batch_norm = any(isinstance(module, _BatchNorm) for module in self.modules())
+        self._frames_share = batch_norm or getattr(head, "frames_share", True)
 
-    def forward(self, log_mel: Tensor, frames: Tensor, vid_temporal_mask_flag: Tensor | None = None) -> ModelOutput:
+    def forward(
+        self,
+        log_mel: Tensor,
+        frames: Tensor,
+        vid_temporal_mask_flag: Tensor | None = None,
+        answered: Tensor | None = None,
+        *,
+        embedding: Tensor | None = None,
+        features: list[Tensor] | None = None,
+    ) -> ModelOutput:
         """Segment the sounding objects of each frame.
 
         Args:
             log_mel: the second of sound around each frame, (N, 1, 96, 64).
             frames: pictures, ImageNet-normalised, (N, 3, H, W).
             vid_temporal_mask_flag: (N,), 0 where a frame is padding: its maps, logits and mask feature become zero.
+            answered: (A,), indices of the frames to answer for, in training those with a label: no other logits would
+                have a gradient. The other frames are followed as far as they act on these, or on the balance loss.
+                None: all.
+            embedding: what `vggish` says of the sound, (N, audio_dim), where that is known.
+            features: what `backbone` says of the pictures, (N, channels[l], H_l, W_l) each, where that is known.
 
         Returns:
             ModelOutput.
@@ -61,16 +78,21 @@ class AVSModel(nn.Module):
         Raises:
             ValueError: shapes do not fit together.
         """
-        return self.segment(self.vggish(self._checked(log_mel, frames)), self.backbone(frames), vid_temporal_mask_flag)
+        _check(log_mel, frames)
+        flag = vid_temporal_mask_flag
+        if answered is not None and not self._frames_share:
+            log_mel, frames = log_mel[answered], frames[answered]
+            flag, embedding = _rows(flag, answered), _rows(embedding, answered)
+            features = features and [x[answered] for x in features]
+            answered = None
+        if embedding is None:
+            embedding = self.vggish(log_mel)
+        if features is None:
+            features = self.backbone(frames)
 
-    def segment(
-        self, embedding: Tensor, features: list[Tensor], vid_temporal_mask_flag: Tensor | None = None
-    ) -> ModelOutput:
-        """As `forward`, from what the backbones made: embedding (N, audio_dim), maps (N, channels[l], H_l, W_l)."""
         audio = self.audio_proj(embedding)[:, None]  # (N, 1, C)
-        features = _mask_frames(features, vid_temporal_mask_flag)
-        logits, mask_feature, aux_loss = self.head(features, audio, vid_temporal_mask_flag)
-        logits, mask_feature = _mask_frames([logits, mask_feature], vid_temporal_mask_flag)
+        logits, mask_feature, aux_loss = self.head(_mask_frames(features, flag), audio, flag, answered)
+        logits, mask_feature = _mask_frames([logits, mask_feature], _rows(flag, answered))
         return ModelOutput(logits, mask_feature, aux_loss)
 
     def freeze_backbone(self, freeze: bool = True) -> None:
@@ -85,15 +107,19 @@ class AVSModel(nn.Module):
             if isinstance(module, Transformer | MaskPredictor):
                 module.checkpointing = enable
 
-    @staticmethod
-    def _checked(log_mel: Tensor, frames: Tensor) -> Tensor:
-        if frames.dim() != 4 or frames.shape[1] != 3:
-            raise ValueError(f"frames must be (N, 3, H, W), got {tuple(frames.shape)}")
-        if log_mel.shape != (frames.shape[0], 1, 96, 64):
-            raise ValueError(
-                f"log_mel must be (N, 1, 96, 64) with N = {frames.shape[0]} frames, got {tuple(log_mel.shape)}"
-            )
-        return log_mel
+
+def _check(log_mel: Tensor, frames: Tensor) -> None:
+    if frames.dim() != 4 or frames.shape[1] != 3:
+        raise ValueError(f"frames must be (N, 3, H, W), got {tuple(frames.shape)}")
+    if log_mel.shape != (frames.shape[0], 1, 96, 64):
+        raise ValueError(
+            f"log_mel must be (N, 1, 96, 64) with N = {frames.shape[0]} frames, got {tuple(log_mel.shape)}"
+        )
+
+
+def _rows(x: Tensor | None, rows: Tensor | None) -> Tensor | None:
+    """Some rows of a tensor, where there are both."""
+    return x if x is None or rows is None else x[rows]
 
 
 def _mask_frames(maps: list[Tensor], flag: Tensor | None) -> list[Tensor]:

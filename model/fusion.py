@@ -1,7 +1,8 @@
 """Fusion blocks: the sound changes the mask feature, before queries are compared with it.
 
 A fusion block is a module registered in FUSIONS with `forward(mask_feature (N, C, H, W), audio_tokens (N, A, C)) ->
-FusionOutput`. To add one, write it in a file of this package and name it in a config.
+FusionOutput`. To add one, write it in a file of this package and name it in a config. If its answer for a frame depends
+on nothing else and it has no balance loss, `frames_share = False` lets training leave out frames without a label.
 """
 
 from typing import NamedTuple
@@ -33,6 +34,8 @@ class CrossModalMixer(nn.Module):
         qkv_bias: whether queries, keys and values have biases.
         dropout: of the gates before the sigmoid, in training.
     """
+
+    frames_share = False
 
     def __init__(self, embed_dim: int = 256, num_heads: int = 8, qkv_bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
@@ -76,6 +79,8 @@ class CSA(nn.Module):
         pad_capacity: see ChannelExperts.
         seed: of the 'random' policy in evaluation.
     """
+
+    frames_share = True  # the balance loss
 
     def __init__(
         self,

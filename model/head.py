@@ -12,7 +12,7 @@ from utils.registry import HEADS
 
 
 class HeadOutput(NamedTuple):
-    """Logits (N, K, H, W), the fused mask feature (N, C, H / 4, W / 4) and the scalar balance loss."""
+    """Logits (A, K, H, W), fused mask feature (A, C, H / 4, W / 4) and balance loss (scalar), of A answered frames."""
 
     logits: Tensor
     mask_feature: Tensor
@@ -38,6 +38,10 @@ class SegHead(nn.Module):
         num_groups: of the group normalisations.
         mask_hidden_dim: width of the mask MLP.
         head_dims: channels of the convolutions that make the logits.
+
+    Attributes:
+        frames_share: whether frames act on each other or share a loss, so that none can be left out. A block that does
+            not say it by an attribute of this name is taken to do so.
     """
 
     def __init__(
@@ -73,27 +77,37 @@ class SegHead(nn.Module):
         self.pixel_decoder = PixelDecoder(embed_dim, num_groups)
         self.fusion_block = fusion_block
         self.mask_predictor = MaskPredictor(embed_dim, query_num, num_classes, mask_hidden_dim, head_dims, scale_factor)
+        blocks = [block for block in (query_generator, fusion_block) if block is not None]
+        self.frames_share = any(getattr(block, "frames_share", True) for block in blocks)
         initialise(self)
         nn.init.normal_(self.level_embed)
 
-    def forward(self, features: Sequence[Tensor], audio: Tensor, frame_mask: Tensor | None = None) -> HeadOutput:
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        audio: Tensor,
+        frame_mask: Tensor | None = None,
+        answered: Tensor | None = None,
+    ) -> HeadOutput:
         """Find what sounds.
 
         Args:
             features: the backbone's maps, finest first, (N, in_channels[l], H_l, W_l).
             audio: the sound of each frame, (N, 1, C).
             frame_mask: (N,), 0 where a frame is padding.
+            answered: (A,), indices of the frames to answer for; None: all.
         """
         finest = self.in_proj[0](features[0])
         levels = [self.in_proj[index](features[index]) for index in self.valid_indices]
         shapes = tuple((level.shape[2], level.shape[3]) for level in levels)
 
         queries, audio_tokens = self.query_generator(audio, levels, frame_mask)
+        queries = queries if answered is None else queries[answered]
         if self.learnable_query is not None:
             queries = queries + self.learnable_query.weight
 
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (N, L, C)
-        memory, queries = self.transformer(queries, tokens, self._position(shapes, tokens), shapes)
+        memory, queries = self.transformer(queries, tokens, self._position(shapes, tokens), shapes, answered)
 
         height, width = shapes[0]
         memory_map = memory[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
@@ -101,6 +115,7 @@ class SegHead(nn.Module):
         aux_loss = mask_feature.new_zeros(())
         if self.fusion_block is not None:
             mask_feature, aux_loss = self.fusion_block(mask_feature, audio_tokens)
+        mask_feature = mask_feature if answered is None else mask_feature[answered]
         return HeadOutput(self.mask_predictor(queries, mask_feature), mask_feature, aux_loss)
 
     def _position(self, shapes: tuple[tuple[int, int], ...], tokens: Tensor) -> Tensor:

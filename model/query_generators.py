@@ -50,6 +50,8 @@ class RepeatGenerator(nn.Module):
         query_num: Q.
     """
 
+    frames_share = False
+
     def __init__(self, query_num: int = 300) -> None:
         super().__init__()
         self.query_num = query_num
@@ -70,6 +72,8 @@ class AttentionGenerator(nn.Module):
         num_heads: attention heads.
         hidden_dim: width of the feed-forward blocks.
     """
+
+    frames_share = False
 
     def __init__(
         self,
@@ -124,6 +128,7 @@ class EncoderDecoderGenerator(nn.Module):
             raise ValueError(f"query_init is 'repeat' or 'learned', got {query_init!r}")
         self.query_num = query_num
         self.early_fusion = early_fusion
+        self.frames_share = early_fusion is not None and getattr(early_fusion, "frames_share", True)
         self.query = nn.Embedding(query_num, embed_dim) if query_init == "learned" else None
         self.decoder = nn.ModuleList(QueryLayer(embed_dim, num_heads, hidden_dim) for _ in range(num_layers_decoder))
         self.layer_mix = nn.Linear(num_layers_decoder, 1)

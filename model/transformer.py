@@ -15,7 +15,7 @@ from utils.registry import TRANSFORMER_LAYERS, TRANSFORMERS
 
 
 class TransformerOutput(NamedTuple):
-    """Memory (N, L, C) of the encoder and queries (N, Q, C) of the decoder."""
+    """Memory (N, L, C) of the encoder and queries (A, Q, C) of the decoder, A = N where all frames are answered."""
 
     memory: Tensor
     queries: Tensor
@@ -119,21 +119,30 @@ class Transformer(nn.Module):
         self.decoder_layers = nn.ModuleList(decoder_layers)
         self.checkpointing = False
 
-    def forward(self, queries: Tensor, tokens: Tensor, position: Tensor, shapes: SpatialShapes) -> TransformerOutput:
+    def forward(
+        self,
+        queries: Tensor,
+        tokens: Tensor,
+        position: Tensor,
+        shapes: SpatialShapes,
+        answered: Tensor | None = None,
+    ) -> TransformerOutput:
         """Encode the pixels and decode the queries.
 
         Args:
-            queries: (N, Q, C).
+            queries: (A, Q, C).
             tokens: pixels of all scales, level by level, row by row, (N, L, C).
             position: position and level of each pixel, (L, C).
             shapes: (H, W) of each level.
+            answered: (A,), indices of the frames that the queries ask; None: all, A = N.
         """
         points = reference_points(shapes, tokens.device)
         memory = tokens
         for layer in self.encoder_layers:
             memory = self._run(layer, memory, position, points, shapes)
+        asked = memory if answered is None else memory[answered]
         for layer in self.decoder_layers:
-            queries = self._run(layer, queries, memory)
+            queries = self._run(layer, queries, asked)
         return TransformerOutput(memory, queries)
 
     def _run(self, layer: Callable[..., Tensor], *inputs: object) -> Tensor:

@@ -84,6 +84,7 @@ class Benchmark:
             "formulation": "ours",
         }
         request = {"task": task, **common, **request}
+        request.setdefault("labelled", request["frames"])
         environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
         if keep:
             environment |= KEEP_MEMORY
@@ -149,29 +150,28 @@ class Benchmark:
 
     def model(self, frames: int, size: int) -> Result:
         """A clip in evaluation: whole, and box by box."""
-        return self._compared("evaluate", "evaluation", frames, size)
+        return self._compared("evaluate", f"evaluation: {frames} frames of {size} x {size}", frames=frames, size=size)
 
-    def training(self, frames: int, size: int) -> Result:
-        """A training step."""
-        return self._compared("train", "training", frames, size)
+    def training(self, frames: int, size: int, labelled: int) -> Result:
+        """A training step on a clip whose first frames have a label: all in ms3, one in s4."""
+        title = f"training: {frames} frames of {size} x {size}, {labelled} with a label"
+        return self._compared("train", title, frames=frames, size=size, labelled=labelled)
 
-    def _compared(self, task: str, title: str, frames: int, size: int) -> Result:
-        work = self.ask("flops", frames=1, size=size)
+    def _compared(self, task: str, title: str, *, frames: int, **clip: Any) -> Result:
+        work = self.ask("flops", frames=frames, training=task == "train", **clip)
         results: Result = {}
         for name, request in self.variants(self.options.precision):
             try:
                 results[name] = {
-                    **self.ask(task, frames=frames, size=size, **request),
+                    **self.ask(task, frames=frames, **clip, **request),
                     "precision": request["precision"],
                 }
             except UserError as error:
                 self.console.print(f"[yellow]{name}: {error}[/yellow]")
-        total = work[title] * frames
-        self._print_compared(
-            f"{title}: {frames} frames of {size} x {size}, {total / 1e9:.0f} GFLOP", total, frames, results
-        )
+        total = work["total"]
+        self._print_compared(f"{title}, {total / 1e9:.0f} GFLOP", total, frames, results)
         if task == "evaluate":
-            self._print_boxes(f"boxes: {frames} frames of {size} x {size}, ms", frames, work["boxes"], results)
+            self._print_boxes(f"boxes of the {title}, ms", work["boxes"], results)
         return {"flops": total, "results": results}
 
     def _print_compared(self, title: str, total: float, frames: int, results: Mapping[str, Result]) -> None:
@@ -196,7 +196,7 @@ class Benchmark:
             )
         self.console.print(table)
 
-    def _print_boxes(self, title: str, frames: int, work: Mapping[str, float], results: Mapping[str, Result]) -> None:
+    def _print_boxes(self, title: str, work: Mapping[str, float], results: Mapping[str, Result]) -> None:
         timed = {name: result for name, result in results.items() if "boxes" in result}
         if not timed:
             return
@@ -204,7 +204,7 @@ class Benchmark:
         rate = self.matrix_rate(self.options.precision[0])
         names = [name for name in work if name != "all"]
         for box in names:
-            flops = work[box] * frames
+            flops = work[box]
             cells = [f"{1e3 * result['boxes'][box]:.1f}" for result in timed.values()]
             table.add_row(box, f"{flops / 1e9:.1f}", f"{1e3 * flops / rate:.1f}", *cells)
         rest = [1e3 * (r["boxes"]["all"] - sum(r["boxes"][name] for name in names)) for r in timed.values()]
@@ -390,7 +390,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if "model" in options.sections:
                     report[f"evaluation {frames} x {size}"] = benchmark.model(frames, size)
                 if "training" in options.sections:
-                    report[f"training {frames} x {size}"] = benchmark.training(frames, size)
+                    for labelled in sorted({frames, 1}, reverse=True):
+                        report[f"training {frames} x {size}, {labelled} labelled"] = benchmark.training(
+                            frames, size, labelled
+                        )
         for section in ("moe", "metrics", "loading"):
             if section in options.sections:
                 report[section] = getattr(benchmark, section)(options.size[0])

@@ -69,23 +69,28 @@ def rate(request: Request) -> Result:
 
 @task
 def flops(request: Request) -> Result:
-    """Arithmetic of one frame in matrix products and convolutions, by box, and of one training step on it.
+    """Arithmetic of a clip in matrix products and convolutions: in evaluation, also by box, and in a training step.
 
     Attention is counted through its plain form. What is no matrix product (deformable sampling, normalisation, softmax)
     is not counted: the limit that follows is a lower one.
     """
     model = prepare(request)
-    sample = batch(request, frames=1)
     per_box: dict[str, float] = {}
     with sdpa_kernel(SDPBackend.MATH):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter, watch(model, counter.get_total_flops, per_box):
-            model(*sample)
-        total = counter.get_total_flops()
-        step = training_step(model, request, frames=2)  # batch normalisation cannot train on one
-        mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
-        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-            step()
-    return {"evaluation": total, "training": counter.get_total_flops() // 2, "boxes": per_box}
+        if request["training"]:
+            step = training_step(model, request)
+            mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+            with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+                step()
+        else:
+            sample = batch(request)
+            with (
+                torch.no_grad(),
+                FlopCounterMode(display=False) as counter,
+                watch(model, counter.get_total_flops, per_box),
+            ):
+                model(*sample)
+    return {"total": counter.get_total_flops(), "boxes": per_box}
 
 
 def convolution_backward_flops(
@@ -165,10 +170,13 @@ def evaluate(request: Request) -> Result:
 
 @task
 def train(request: Request) -> Result:
-    """A training step (forward, loss, backward, AdamW) on a clip with all frames labelled: seconds, peak memory."""
+    """A training step (forward, loss, backward, AdamW) on a clip: seconds, peak memory.
+
+    The first `labelled` frames have a label; the published formulation answers for all of them.
+    """
     device = torch.device(request["device"])
     model = formulation(prepare(request), request)
-    step = training_step(model, request, frames=request["frames"])
+    step = training_step(model, request)
     with peak_memory(device) as memory:
         seconds = timed(step, device, request)
     return {"seconds": seconds, **memory}
@@ -337,10 +345,10 @@ def num_classes(model: Any) -> int:
     return model.head.mask_predictor.classify.out_channels
 
 
-def batch(request: Request, frames: int | None = None) -> tuple[Tensor, Tensor]:
+def batch(request: Request) -> tuple[Tensor, Tensor]:
     """Log-mels (N, 1, 96, 64) and pictures (N, 3, H, W) from a seed."""
     generator = torch.Generator().manual_seed(SEED)
-    n, size = frames or request["frames"], request["size"]
+    n, size = request["frames"], request["size"]
     coarse = torch.randn(n, 3, 16, 16, generator=generator)
     pictures = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
     pictures += 0.1 * torch.randn(n, 3, size, size, generator=generator)
@@ -348,8 +356,8 @@ def batch(request: Request, frames: int | None = None) -> tuple[Tensor, Tensor]:
     return log_mel.to(request["device"]), pictures.to(request["device"])
 
 
-def training_step(model: Any, request: Request, frames: int) -> Callable[[], None]:
-    """A function that takes one step: forward, loss over labelled frames, backward, AdamW."""
+def training_step(model: Any, request: Request) -> Callable[[], None]:
+    """A function that takes one step: forward, loss over the labelled frames, backward, AdamW."""
     device = torch.device(request["device"])
     source = getattr(model, "_orig_mod", model)
     classes = source.head.mask_predictor
@@ -362,17 +370,23 @@ def training_step(model: Any, request: Request, frames: int) -> Callable[[], Non
         fused=request["formulation"] == "ours" and request["precision"] != "16",  # as utils.engine
     )
     scaler = torch.amp.GradScaler(device.type, enabled=request["precision"] == "16")
-    sample = batch(request, frames)
+    sample = batch(request)
+    frames, labelled = request["frames"], request["labelled"]
     generator = torch.Generator().manual_seed(SEED)
     shape = (frames, request["size"], request["size"])
     masks = torch.randint(0, max(2, classes), shape, generator=generator, dtype=torch.uint8).to(device)
+    flag = (torch.arange(frames) < labelled).float().to(device)
+    answered = None
+    if labelled < frames and request["formulation"] == "ours":  # as utils.engine
+        answered = torch.arange(labelled, device=device)
+        masks, flag = masks[answered], flag[answered]
     model.train()
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with precision(request["precision"], device):
-            out = model(*sample)
-        loss = criterion(out, masks)["total"]
+            out = model(*sample, answered=answered)
+        loss = criterion(out, masks, flag)["total"]
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

@@ -178,8 +178,16 @@ class DenseTransformer(nn.Module):
         super().__init__()
         self.encoder_layers, self.decoder_layers = original.encoder_layers, original.decoder_layers
 
-    def forward(self, queries: Tensor, tokens: Tensor, position: Tensor, shapes: SpatialShapes) -> TransformerOutput:
-        """As the original."""
+    def forward(
+        self,
+        queries: Tensor,
+        tokens: Tensor,
+        position: Tensor,
+        shapes: SpatialShapes,
+        answered: Tensor | None = None,
+    ) -> TransformerOutput:
+        """As the original, but that all frames are answered."""
+        assert answered is None
         points = fresh_reference_points(shapes, tokens.device)
         memory = tokens
         for layer in self.encoder_layers:

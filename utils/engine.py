@@ -148,7 +148,8 @@ class AVSTraining(LightningModule):
         Raises:
             NonFiniteLossError: it is not finite, on this process or another.
         """
-        losses = self._losses_of(batch, self._forward(batch))
+        labelled = labelled_frames(batch)
+        losses = self._losses_of(batch, self._forward(batch, labelled), labelled)
         self._losses = {name: value.detach() for name, value in losses.items()}
         self._stop_if_not_finite(batch, batch_idx)
         return losses["total"]
@@ -183,25 +184,22 @@ class AVSTraining(LightningModule):
         mean = self._across_processes(stacked, "SUM") / self.trainer.world_size
         return dict(zip(LOSSES, mean.tolist(), strict=True))
 
-    def _forward(self, batch: dict[str, Any]) -> Any:
-        frames = batch["frames"].flatten(0, 1)
+    def _forward(self, batch: dict[str, Any], answered: Tensor | None = None) -> Any:
+        log_mel, frames = batch["log_mel"].flatten(0, 1), batch["frames"].flatten(0, 1)
         # Only avss pads its clips; elsewhere the flag would be a product with ones.
         real = batch["vid_temporal_mask_flag"].flatten() if self.scores.task == "avss" else None
-        maps = self.maps if self._frozen else None
-        if self.embeddings is None and maps is None:
-            return self.model(batch["log_mel"].flatten(0, 1), frames, real)
-        embedding = (
-            self.model.vggish(batch["log_mel"].flatten(0, 1))
-            if self.embeddings is None
-            else self.embeddings(batch["log_mel"])[0]
-        )
-        return self.model.segment(
-            embedding, self.model.backbone(frames) if maps is None else maps(batch["frames"]), real
-        )
+        known: dict[str, Any] = {}
+        if self.embeddings is not None:
+            known["embedding"] = self.embeddings(batch["log_mel"])[0]
+        if self.maps is not None and self._frozen:
+            known["features"] = self.maps(batch["frames"])
+        return self.model(log_mel, frames, real, answered, **known)
 
-    def _losses_of(self, batch: dict[str, Any], out: Any) -> dict[str, Tensor]:
-        flag = batch["gt_temporal_mask_flag"].flatten()
-        losses: dict[str, Tensor] = self.criterion(out, batch["masks"].flatten(0, 1), flag)
+    def _losses_of(self, batch: dict[str, Any], out: Any, answered: Tensor | None) -> dict[str, Tensor]:
+        masks, flag = batch["masks"].flatten(0, 1), batch["gt_temporal_mask_flag"].flatten()
+        if answered is not None:
+            masks, flag = masks[answered], flag[answered]
+        losses: dict[str, Tensor] = self.criterion(out, masks, flag)
         return losses
 
     def _begin_epoch(self) -> None:
@@ -248,6 +246,13 @@ class AVSTraining(LightningModule):
             value = value.to(self.device)
             torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, operation))
         return value
+
+
+def labelled_frames(batch: Mapping[str, Any]) -> Tensor | None:
+    """Places (A,) of the labelled frames among the batch's N; None where all have a label, or none has."""
+    flag = batch["gt_temporal_mask_flag"].flatten()
+    labelled = flag.nonzero().squeeze(1)
+    return labelled if 0 < len(labelled) < len(flag) else None
 
 
 class RunLogger(Callback):

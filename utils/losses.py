@@ -107,7 +107,7 @@ class SegmentationLoss(nn.Module):
 
         logits, mask_feature = out.logits, out.mask_feature
         if gt_temporal_mask_flag is not None:
-            # Most frames of s4 and avss have no label: leaving them out saves their share of a (N, K, H, W) softmax.
+            # Left out, not weighed with 0: whatever is predicted for them cannot reach the sums.
             labelled = flag.nonzero().squeeze(1)
             if len(labelled) < len(flag):
                 logits, mask_feature, masks, flag = (x[labelled] for x in (logits, mask_feature, masks, flag))

@@ -101,6 +101,49 @@ def test_every_combination_trains_and_evaluates(name: str, num_classes: int) -> 
         assert torch.equal(network.eval()(log_mel, frames).logits, network(log_mel, frames).logits)
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_for_some_frames_are_those_for_all(name: str, known: bool) -> None:
+    network = build_model(tiny(MODELS[name])).train()
+    flag, answered = torch.tensor([1, 1, 1, 1, 0, 1.0]), torch.tensor([0, 3, 4])
+    log_mel, frames = example(6)
+    found = []
+    for rows in (None, answered):
+        torch.manual_seed(1)  # second choices are drawn
+        network.zero_grad(set_to_none=True)
+        inputs = {"embedding": network.vggish(log_mel), "features": network.backbone(frames)} if known else {}
+        out = network(log_mel, frames, flag, rows, **inputs)
+        logits, feature = (x if rows is not None else x[answered] for x in (out.logits, out.mask_feature))
+        (logits.square().mean() + feature.square().mean() + out.aux_loss).backward()
+        found.append((logits, feature, out.aux_loss, *(parameter.grad for parameter in network.parameters())))
+    for of_all, of_some in zip(*found, strict=True):
+        torch.testing.assert_close(of_all, of_some, rtol=1e-4, atol=1e-5)
+
+
+def test_frames_without_label_are_left_out_of_what_does_not_need_them() -> None:
+    seen: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        return lambda _module, inputs: seen.update({name: len(inputs[0])})
+
+    expected = {"modat": (6, 6, 2), "temporal": (6, 6, 2), "mixer": (2, 2, 2), "no fusion": (2, 2, 2)}
+    for name, counts in expected.items():
+        network = build_model(tiny(MODELS[name])).train()
+        network.backbone.register_forward_pre_hook(watch("backbone"))
+        network.head.pixel_decoder.register_forward_pre_hook(watch("pixel decoder"))
+        network.head.mask_predictor.register_forward_pre_hook(watch("mask predictor"))
+        network(*example(6), answered=torch.tensor([0, 3]))
+        assert tuple(seen.values()) == counts, name
+
+
+def test_batch_normalisation_sees_all_frames() -> None:
+    network = build_model(tiny(MODELS["mixer"], "res50")).train()
+    counted: list[int] = []
+    network.backbone.register_forward_pre_hook(lambda _module, inputs: counted.append(len(inputs[0])))
+    network(*example(6), answered=torch.tensor([0, 3]))
+    assert counted == [6]
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "temporal"])
 def test_a_frame_alone_is_itself_in_a_batch(name: str) -> None:
     network = build_model(tiny(MODELS[name])).eval()

@@ -66,13 +66,19 @@ def pair(case):
 
 
 def inputs(model):
-    """What `segment` takes: embeddings, maps of 64 x 96 pictures and the flag, with one padded frame."""
+    """Arguments of a call: embeddings and maps of three 64 x 96 pictures, of which one is padding."""
     g = torch.Generator().manual_seed(1)
     maps = [
         torch.randn(3, c, 64 // s, 96 // s, generator=g)
         for c, s in zip(model.backbone.channels, (4, 8, 16, 32), strict=True)
     ]
-    return torch.randn(3, 128, generator=g).abs(), maps, torch.tensor([1.0, 1, 0])
+    return {
+        "log_mel": torch.zeros(3, 1, 96, 64),
+        "frames": torch.zeros(3, 3, 64, 96),
+        "vid_temporal_mask_flag": torch.tensor([1.0, 1, 0]),
+        "embedding": torch.randn(3, 128, generator=g).abs(),
+        "features": maps,
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +104,7 @@ def test_whole_model_equals_the_dense_formulation():
 def test_head_equals_the_dense_formulation(case):
     model, dense = pair(case)
     with torch.no_grad():
-        found, expected = (network.eval().segment(*inputs(model)) for network in (model, dense))
+        found, expected = (network.eval()(**inputs(model)) for network in (model, dense))
     for name in found._fields:
         assert relative_error(getattr(found, name), getattr(expected, name)) < 1e-5, name
 
@@ -109,7 +115,7 @@ def test_gradients_equal_the_dense_formulations(case):
     gradients = []
     for network in (dense, model):
         model.zero_grad(set_to_none=True)
-        out = network.train().segment(*inputs(model))
+        out = network.train()(**inputs(model))
         (out.logits.square().mean() + out.mask_feature.square().mean() + out.aux_loss).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     expected, found = gradients
@@ -127,10 +133,10 @@ def test_gradients_equal_the_dense_formulations(case):
 def test_parameters_are_shared_not_copied():
     model, dense = pair("all")
     assert {id(p) for p in dense.parameters()} == {id(p) for p in model.parameters()}
-    before = dense.eval().segment(*inputs(model)).logits
+    before = dense.eval()(**inputs(model)).logits
     with torch.no_grad():
         model.head.mask_predictor.classify.weight.mul_(2)
-    torch.testing.assert_close(dense.segment(*inputs(model)).logits, 2 * before)
+    torch.testing.assert_close(dense(**inputs(model)).logits, 2 * before)
 
 
 def test_a_wrong_weight_is_noticed():
@@ -138,9 +144,7 @@ def test_a_wrong_weight_is_noticed():
     changed = copy.deepcopy(model).eval()
     with torch.no_grad():
         changed.head.fusion_block.channel.experts.out_bias[0] += 0.5
-        assert (
-            relative_error(changed.segment(*inputs(model)).logits, dense.eval().segment(*inputs(model)).logits) > 1e-5
-        )
+        assert relative_error(changed(**inputs(model)).logits, dense.eval()(**inputs(model)).logits) > 1e-5
 
 
 @pytest.mark.parametrize("policy", ["all", "none", "threshold", "random"])

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from model import build_model
+from tests.model.test_contract import example, tiny
 from utils.checkpointing import find_resumable, read_checkpoint, write_atomically
 from utils.config import ProcessConfig
 from utils.engine import AVSTraining, check_classes, evaluates, prepare_folder, processes
 from utils.errors import CheckpointError, ConfigError
 from utils.evaluation import BEST_FILES, SCALARS, Scores
 from utils.logging import CsvLog
+from utils.losses import SegmentationLoss
 from utils.reproducibility import step_seed
 from utils.runtime import as_arguments, find_file
 from utils.schedules import build_schedule
@@ -37,10 +40,12 @@ class TrainerStub:
     strategy = None
 
 
-def module(tmp_path: Path, **process: Any) -> AVSTraining:
+def module(
+    tmp_path: Path, model: nn.Module | None = None, criterion: nn.Module | None = None, **process: Any
+) -> AVSTraining:
     training = AVSTraining(
-        Backboned(),  # type: ignore[arg-type]
-        nn.Identity(),
+        model or Backboned(),  # type: ignore[arg-type]
+        criterion or nn.Identity(),
         Scores("ms3", 1),
         optimizer_cfg={"type": "AdamW", "lr": 0.1, "weight_decay": 0.5, "betas": (0.9, 0.999), "eps": 1e-8},
         process=vars(ProcessConfig(**process)),
@@ -68,6 +73,34 @@ def test_a_frozen_backbone_neither_moves_nor_decays_and_moves_afterwards(tmp_pat
     training._begin_epoch()
     step()
     assert not torch.equal(model.backbone.weight, start[0])
+
+
+@pytest.mark.parametrize("labels", [[1, 0, 0], [1, 1, 1], [0, 0, 0]])
+def test_a_step_answers_for_labelled_frames_alone(tmp_path: Path, labels: list[int]) -> None:
+    torch.manual_seed(0)
+    network = build_model(tiny({"fusion_block": {"second_policy_train": "all"}})).train()
+    criterion = SegmentationLoss(num_classes=1)
+    log_mel, frames = example(6)
+    flag = torch.tensor([labels, labels], dtype=torch.float32)
+    batch = {
+        "log_mel": log_mel.unflatten(0, (2, 3)),
+        "frames": frames.unflatten(0, (2, 3)),
+        "masks": torch.randint(0, 2, (2, 3, *frames.shape[2:]), dtype=torch.uint8),
+        "gt_temporal_mask_flag": flag,
+        "vid_temporal_mask_flag": torch.ones(2, 3),
+        "name": ["a", "b"],
+    }
+    answered: list[int] = []
+    network.register_forward_hook(lambda _module, _inputs, out: answered.append(len(out.logits)))
+    training = module(tmp_path, network, criterion)
+    training.trainer.world_size = 1  # type: ignore[misc]
+    training.training_step(batch, 0).backward()
+    found = [parameter.grad for parameter in network.parameters()]
+    network.zero_grad(set_to_none=True)
+    criterion(network(log_mel, frames), batch["masks"].flatten(0, 1), flag.flatten())["total"].backward()
+    assert answered[0] == (2 if labels == [1, 0, 0] else 6)
+    for grad, parameter in zip(found, network.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rule", "rate"), [(None, 0.1), ("linear", 0.4)])
