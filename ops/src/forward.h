@@ -1,10 +1,18 @@
-// Forward pass over (n, m, q): queries inside a slice of `value`, which is first packed into contiguous scratch, in the work
-// type. Rows that lie M * D apart in memory would be spread over M times as many pages, and miss the first-level cache far
-// more often; and narrow types would be widened once for each corner that is read.
+// Forward pass over (n, m, q): queries inside a slice of `value`, which is first packed into contiguous scratch, in the
+// work type. Rows that lie M * D apart in memory would be spread over M times as many pages, and miss the first-level
+// cache far more often; narrow types would be widened once for each corner that is read; and between borders of zeros a
+// sample's corners lie at fixed distances, and need no tests for what is outside.
 
-// Weighted sum of all corners of one head, for NV vectors of channels starting at `value`. Where value is not packed
-// there is no row of zeros, and absent corners are left out.
-template <class T, int W, int NV, bool Packed, class Source, class Stored, class Table>
+// Corner c of sample k, or null where it is absent; where value is packed none is. `Channels`: of a row, 0 where only the
+// call tells.
+template <bool Packed, int Channels, class Source, class Table>
+MODAT_INLINE const Source* corner_of(const Source* value, const Table& s, int c, int64_t k) {
+  if (Packed) return value + s.offset[c & 2][k] + (c & 1) * (Channels ? Channels : (int64_t)s.stride);
+  return s.offset[c][k] == s.absent ? nullptr : value + s.offset[c][k];
+}
+
+// Weighted sum of all corners of one head, for NV vectors of channels starting at `value`.
+template <class T, int W, int NV, bool Packed, int Channels, class Source, class Stored, class Table>
 MODAT_INLINE void gather(const Source* value, const Table& s, int64_t at, Stored* out) {
   using S = Simd<T, W>;
   using V = typename S::V;
@@ -12,12 +20,13 @@ MODAT_INLINE void gather(const Source* value, const Table& s, int64_t at, Stored
   constexpr int fit = MODAT_REGISTERS / 2 / NV;
   constexpr int sets = fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
   V sum[sets][NV] = {};
+#pragma GCC unroll 4
   for (int64_t k = at; k < at + s.count; ++k) {
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
-      if (!Packed && s.offset[c][k] == s.absent) continue;
+      const Source* corner = corner_of<Packed, Channels>(value, s, c, k);
+      if (!Packed && !corner) continue;
       const T weight = s.weight[c][k];
-      const Source* corner = value + s.offset[c][k];
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) sum[c % sets][j] += weight * S::load(corner + j * W);
     }
@@ -37,8 +46,8 @@ MODAT_INLINE void gather_rest(const Source* value, const Table& s, int64_t at, S
   typename S::V sum{};
   for (int64_t k = at; k < at + s.count; ++k) {
     for (int c = 0; c < 4; ++c) {
-      if (!Packed && s.offset[c][k] == s.absent) continue;
-      sum += s.weight[c][k] * S::load_n(value + s.offset[c][k], channels);
+      const Source* corner = corner_of<Packed, 0>(value, s, c, k);
+      if (Packed || corner) sum += s.weight[c][k] * S::load_n(corner, channels);
     }
   }
   S::store_n(out, sum, channels);
@@ -59,8 +68,36 @@ struct SourceOf<false, T, Stored> {
   using Type = Stored;
 };
 
-// Where few samples are read from many rows, packing would cost more than it saves.
-MODAT_INLINE bool pays_to_pack(const Problem& p) { return p.queries * p.levels * p.points >= p.rows; }
+// Pixels of a packed slice. Each level has `border` rows of zeros above and below, and that many zeros before each row,
+// which are those behind the row above as well.
+MODAT_INLINE int64_t packed_rows(const Problem& p) {
+  int64_t rows = border;
+  for (int64_t l = 0; l < p.levels; ++l) rows += (p.shapes[2 * l] + 2 * border) * (p.shapes[2 * l + 1] + border);
+  return rows;
+}
+
+// Leaves the zeros as they are.
+template <class T, int W, class Stored>
+MODAT_INLINE void pack_slice(const Problem& p, const Stored* from, T* to, int64_t channels) {
+  for (int64_t l = 0; l < p.levels; ++l) {
+    const int64_t height = p.shapes[2 * l], width = p.shapes[2 * l + 1], around = border * (width + border);
+    to += around * channels;
+    for (int64_t y = 0; y < height; ++y) {
+      to += border * channels;
+      for (int64_t x = 0; x < width; ++x, from += p.value_l, to += channels) {
+        prefetch_row(from + ahead * p.value_l, channels);
+        widen_row<T, W>(from, to, channels);
+      }
+    }
+    to += around * channels;
+  }
+}
+
+// Where few samples are read from many rows, packing would cost more than it saves; and offsets are 32-bit numbers.
+MODAT_INLINE bool pays_to_pack(const Problem& p) {
+  const int64_t rows = packed_rows(p);
+  return p.queries * p.levels * p.points >= rows && rows * p.channels <= (int64_t)1 << 30;
+}
 
 template <class Stored>
 MODAT_INLINE const Stored* slice_of(const Problem& p, int64_t slice) {
@@ -73,10 +110,10 @@ template <class T, int W, int Vectors, int Channels, bool Packed, class Stored>
 void forward_queries(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   using Table = Samples<T, W, Vectors>;
   using Source = typename SourceOf<Packed, T, Stored>::Type;
+  const int64_t channels = Channels ? Channels : p.channels;
   T* packed = (T*)((char*)scratch + Table::bytes(p, forward_together));
-  const int64_t stride = Packed ? p.channels : p.value_l, absent = Packed ? p.rows * p.channels : (int64_t)Table::far;
-  Table s(p, scratch, stride, absent, forward_together);
-  if (Packed) __builtin_memset(packed + absent, 0, p.channels * sizeof(T));
+  Table s(p, scratch, Packed ? p.channels : p.value_l, Table::far, forward_together, Packed ? border : 0);
+  if (Packed) __builtin_memset(packed, 0, packed_rows(p) * p.channels * sizeof(T));
   while (begin < end) {
     const int64_t slice = begin / p.queries, n = slice / p.heads, m = slice % p.heads;
     const int64_t until = end < (slice + 1) * p.queries ? end - slice * p.queries : p.queries;
@@ -85,10 +122,7 @@ void forward_queries(const Problem& p, int64_t begin, int64_t end, void* scratch
     const Stored* next_value = slice_of<Stored>(p, slice + 1);
     const Source* value = (const Source*)stored;
     if (Packed) {
-      for (int64_t l = 0; l < p.rows; ++l) {
-        prefetch_row(stored + (l + ahead) * p.value_l, p.channels);
-        widen_row<T, W>(stored + l * p.value_l, packed + l * p.channels, p.channels);
-      }
+      pack_slice<T, W>(p, stored, packed, channels);
       value = (const Source*)packed;
     }
     const T* points = (const T*)p.samples + n * p.samples_n + 2 * m * s.count;
@@ -100,21 +134,26 @@ void forward_queries(const Problem& p, int64_t begin, int64_t end, void* scratch
         Table::prefetch(s, weights + q * p.weights_q, points + q * p.samples_q);
       }
       for (int64_t l = first * p.rows / p.queries; more && l < last * p.rows / p.queries; ++l) {
-        prefetch_row(next_value + l * p.value_l, p.channels);
+        prefetch_row(next_value + l * p.value_l, channels);
       }
       for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) Table::set_attention(s, weights + q * p.weights_q, at);
       for (int64_t q = first, at = 0; q < last; ++q, at += s.padded) {
-        Table::template set_corners<false>(s, p, points + q * p.samples_q, reference + q * p.reference_q, at);
+        const T *sample = points + q * p.samples_q, *from = reference + q * p.reference_q;
+        if constexpr (Packed) {
+          Table::set_left_corners(s, p, sample, from, at);
+        } else {
+          Table::template set_corners<false>(s, p, sample, from, at);
+        }
       }
       Stored* out = (Stored*)p.out + ((n * p.queries + first) * p.heads + m) * p.channels;
-      for (int64_t q = first, at = 0; q < last; ++q, at += s.padded, out += p.heads * p.channels) {
-        prefetch_row(out + ahead * p.heads * p.channels, p.channels);
+      for (int64_t q = first, at = 0; q < last; ++q, at += s.padded, out += p.heads * channels) {
+        prefetch_row(out + ahead * p.heads * channels, channels);
         if constexpr (Channels > 0) {
-          gather<T, W, Channels / W, Packed>(value, s, at, out);
+          gather<T, W, Channels / W, Packed, Channels>(value, s, at, out);
         } else {
           int64_t d = 0;
-          for (; d + 4 * W <= p.channels; d += 4 * W) gather<T, W, 4, Packed>(value + d, s, at, out + d);
-          for (; d + W <= p.channels; d += W) gather<T, W, 1, Packed>(value + d, s, at, out + d);
+          for (; d + 4 * W <= p.channels; d += 4 * W) gather<T, W, 4, Packed, 0>(value + d, s, at, out + d);
+          for (; d + W <= p.channels; d += W) gather<T, W, 1, Packed, 0>(value + d, s, at, out + d);
           if (d < p.channels) gather_rest<T, W, Packed>(value + d, s, at, out + d, p.channels - d);
         }
       }
@@ -139,5 +178,5 @@ void forward(const Problem& p, int64_t begin, int64_t end, void* scratch) {
 template <class T, int W, class Stored>
 int64_t forward_scratch(const Problem& p) {
   const int64_t tables = Samples<T, W, 16 / W>::bytes(p, forward_together), any = Samples<T, W, 0>::bytes(p, forward_together);
-  return (tables > any ? tables : any) + (pays_to_pack(p) ? (p.rows + 1) * p.channels * (int64_t)sizeof(T) : 0);
+  return (tables > any ? tables : any) + (pays_to_pack(p) ? packed_rows(p) * p.channels * (int64_t)sizeof(T) : 0);
 }

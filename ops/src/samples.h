@@ -1,11 +1,12 @@
 // The address step: from locations and weights (or reference points, offsets and logits) of one head of one query to
-// corner addresses and corner weights. A corner outside its level gets the address `absent`, where the kernels keep a row
-// of zeros, so that the loops over corners have no branches and whatever lies at the border cannot leak in. There are
-// tables for several (head, query) pairs at once: each is a long chain of dependent steps, and the processor overlaps
-// those of neighbours.
+// corner addresses and corner weights. A corner outside its level gets the address `absent`, where the backward pass
+// keeps a row of zeros, or lies in a border of zeros around the level: the loops over corners have no branches, and
+// whatever lies next to a level cannot leak in. There are tables for several (head, query) pairs at once: each is a long
+// chain of dependent steps, and the processor overlaps those of neighbours.
 
 constexpr int64_t line = 64;   // bytes of a cache line
 constexpr int64_t ahead = 16;  // queries, or rows, to fetch before their turn
+constexpr int64_t border = 2;  // pixels of zeros around a level: as many as a sample touches that is moved there
 
 // A head's rows lie too far apart in memory for the processor to see the pattern. May be past the end: nothing is read.
 template <class Stored>
@@ -46,8 +47,9 @@ struct Samples {
     return (shared_arrays + pair_arrays * pairs) * padded_count(p) * (int64_t)sizeof(T);
   }
 
-  // Carves the arrays out of `memory` and fills in the levels; `row_stride` is that of value rows, in numbers.
-  Samples(const Problem& p, void* memory, int64_t row_stride, int64_t absent_at, int64_t pairs)
+  // Carves the arrays out of `memory` and fills in the levels; `row_stride` is that of value rows, in numbers, and
+  // `zeros` the border that they are packed with.
+  Samples(const Problem& p, void* memory, int64_t row_stride, int64_t absent_at, int64_t pairs, int64_t zeros = 0)
       : count(p.levels * p.points),
         padded(padded_count(p)),
         absent((Uint)absent_at),
@@ -78,9 +80,9 @@ struct Samples {
       for (int64_t k = l * p.points; k < (l + 1) * p.points; ++k) {
         level[k] = (Int)l;
         level_width[k] = (T)width, level_height[k] = (T)height;
-        start[k] = (Uint)(first * row_stride), row[k] = (Uint)(width * row_stride);
+        start[k] = (Uint)(first * row_stride), row[k] = (Uint)((width + zeros) * row_stride);
       }
-      first += height * width;
+      first += (height + 2 * zeros) * (width + zeros);
     }
   }
 
@@ -89,6 +91,7 @@ struct Samples {
   MODAT_INLINE void prefetch(const Samples& s, const T* weights, const T* points) {
     prefetch_row(weights, s.count);
     prefetch_row(points, 2 * s.count);
+    __builtin_prefetch(weights + s.count - 1);  // short rows may lie across two lines
   }
 
   // Fills `attention`; past `count` with zeros.
@@ -117,33 +120,11 @@ struct Samples {
   template <bool Backward>
   MODAT_INLINE void set_corners(const Samples& s, const Problem& p, const T* points, const T* reference, int64_t at) {
     for (int64_t k = 0; k < extent(s); k += W) {
-      const int64_t left = 2 * (s.count - k);
       V x, y;
-      S::split_pairs(S::load_n(points + 2 * k, left), S::load_n(points + 2 * k + W, left - W), x, y);
+      to_pixels(s, p, points, reference, k, 0, x, y);
       const V width = S::load(s.level_width + k), height = S::load(s.level_height + k);
-      if (s.fused) {
-        V from_x = S::set(reference[0]), from_y = S::set(reference[1]);
-        if (p.reference_l) {
-          for (int64_t l = 1; l < p.levels; ++l) {
-            const I here = S::load_int(s.level + k) == (Int)l;
-            from_x = here ? S::set(reference[l * p.reference_l]) : from_x;
-            from_y = here ? S::set(reference[l * p.reference_l + 1]) : from_y;
-          }
-        }
-        x += from_x * width - (T)0.5;
-        y += from_y * height - (T)0.5;
-      } else {
-        x = x * width - (T)0.5;
-        y = y * height - (T)0.5;
-      }
       const Axis horizontal = axis(x, width, S::set_uint(s.stride)), vertical = axis(y, height, S::load_uint(s.row + k));
-      const V attention = S::load(s.attention + at + k);
-      const V bottom = attention * vertical.fraction, top = attention - bottom;
-      const V top_right = top * horizontal.fraction, bottom_right = bottom * horizontal.fraction;
-      S::store(s.weight[0] + at + k, top - top_right);
-      S::store(s.weight[1] + at + k, top_right);
-      S::store(s.weight[2] + at + k, bottom - bottom_right);
-      S::store(s.weight[3] + at + k, bottom_right);
+      set_weights(s, horizontal.fraction, vertical.fraction, at + k);
       const U first = S::load_uint(s.start + k), absent = S::set_uint(s.absent);
       const U above = first + vertical.first, below = first + vertical.second;
       S::store_uint(s.offset[0] + at + k, S::at_most(above + horizontal.first, absent));
@@ -153,6 +134,24 @@ struct Samples {
       if constexpr (Backward) {
         S::store(s.right + at + k, horizontal.fraction), S::store(s.down + at + k, vertical.fraction);
       }
+    }
+  }
+
+  // The same where value has a border of zeros: every corner is there, and right ones follow the left ones, which alone
+  // get an offset.
+  MODAT_INLINE void set_left_corners(const Samples& s, const Problem& p, const T* points, const T* reference,
+                                     int64_t at) {
+    for (int64_t k = 0; k < extent(s); k += W) {
+      V x, y;
+      to_pixels(s, p, points, reference, k, border, x, y);
+      x = S::at_most(S::at_least(x, V{}), S::load(s.level_width + k) + (T)border);
+      y = S::at_most(S::at_least(y, V{}), S::load(s.level_height + k) + (T)border);
+      const I low_x = S::to_int(x), low_y = S::to_int(y);  // rounds down: the border keeps coordinates positive
+      set_weights(s, x - S::to_float(low_x), y - S::to_float(low_y), at + k);
+      const U row = S::load_uint(s.row + k);
+      const U above = S::load_uint(s.start + k) + (U)low_y * row + (U)low_x * s.stride;
+      S::store_uint(s.offset[0] + at + k, above);
+      S::store_uint(s.offset[2] + at + k, above + row);
     }
   }
 
@@ -170,6 +169,40 @@ struct Samples {
     const U at = first * step;
     const U outside = S::set_uint(far);
     return {x - low, first < pixels ? at : outside, second < pixels ? at + step : outside};
+  }
+
+  // Coordinates of W samples in pixels of their levels, from `origin` pixels left of and above the centre of the first.
+  MODAT_INLINE void to_pixels(const Samples& s, const Problem& p, const T* points, const T* reference, int64_t k,
+                              int64_t origin, V& x, V& y) {
+    const int64_t left = 2 * (s.count - k);
+    const T shift = (T)origin - (T)0.5;
+    S::split_pairs(S::load_n(points + 2 * k, left), S::load_n(points + 2 * k + W, left - W), x, y);
+    const V width = S::load(s.level_width + k), height = S::load(s.level_height + k);
+    if (!s.fused) {
+      x = x * width + shift;
+      y = y * height + shift;
+      return;
+    }
+    V from_x = S::set(reference[0]), from_y = S::set(reference[1]);
+    if (p.reference_l) {
+      for (int64_t l = 1; l < p.levels; ++l) {
+        const I here = S::load_int(s.level + k) == (Int)l;
+        from_x = here ? S::set(reference[l * p.reference_l]) : from_x;
+        from_y = here ? S::set(reference[l * p.reference_l + 1]) : from_y;
+      }
+    }
+    x += from_x * width + shift;
+    y += from_y * height + shift;
+  }
+
+  MODAT_INLINE void set_weights(const Samples& s, V right, V down, int64_t at) {
+    const V attention = S::load(s.attention + at);
+    const V bottom = attention * down, top = attention - bottom;
+    const V top_right = top * right, bottom_right = bottom * right;
+    S::store(s.weight[0] + at, top - top_right);
+    S::store(s.weight[1] + at, top_right);
+    S::store(s.weight[2] + at, bottom - bottom_right);
+    S::store(s.weight[3] + at, bottom_right);
   }
 
   MODAT_INLINE V logits(const Samples& s, const T* weights, int64_t k, V lowest) {
