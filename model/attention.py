@@ -5,13 +5,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.dropout import Dropout
+from model.recompute import recomputed
 
 
 class MultiheadAttention(nn.Module):
     """Multi-head attention (Vaswani et al., 2017) over the fused kernel, which never materialises its weights.
 
     The parameters carry the names and layout of `torch.nn.MultiheadAttention`; the computation keeps the batch first
-    and hands strided views to the kernel. Training with dropout on a CPU forms the weights: see `_attend`.
+    and hands strided views to the kernel. Training with dropout on a CPU forms the weights, and once more in the
+    backward pass.
 
     Args:
         embed_dim: C.
@@ -61,12 +63,15 @@ class MultiheadAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         rate = self.dropout.p if self.training else 0.0
         if rate and query.device.type == "cpu" and not torch.compiler.is_compiling():
-            # The fused kernel knows no dropout on a CPU; what PyTorch falls back to draws its masks slowly.
-            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-            if mask is not None:
-                scores = scores.masked_fill(~mask, -torch.inf)
-            return self.dropout(scores.softmax(dim=-1)) @ value
+            return recomputed(self._attend_by_weights, query, key, value, mask)
         return F.scaled_dot_product_attention(query, key, value, mask, rate)
+
+    def _attend_by_weights(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        # The fused kernel knows no dropout on a CPU; what PyTorch falls back to draws its masks slowly.
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return self.dropout(scores.softmax(dim=-1)) @ value
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

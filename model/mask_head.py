@@ -6,7 +6,8 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from model.recompute import recomputed
 
 
 class PixelDecoder(nn.Module):
@@ -74,11 +75,14 @@ class MaskPredictor(nn.Module):
 
     def forward(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         """Queries (N, Q, C) and mask feature (N, C, H, W) -> logits (N, K, scale * H, scale * W)."""
-        if self.checkpointing and self.training:
-            answered = checkpoint(self._answer, queries, mask_feature, use_reentrant=False)
-        else:
-            answered = self._answer(queries, mask_feature)
-        coarse = self.reduce(answered)
+        if not (self.checkpointing and self.training):
+            return self._logits(queries, mask_feature)
+        # A frame at a time: the backward pass then has the activations of one frame alone.
+        frames = zip(queries.split(1), mask_feature.split(1), strict=True)
+        return torch.cat([recomputed(self._logits, *frame) for frame in frames])
+
+    def _logits(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
+        coarse = self.reduce(self._answer(queries, mask_feature))
         fine = F.interpolate(coarse, scale_factor=float(self.scale_factor), mode="bilinear")
         return self.classify(F.relu(self.refine(fine), inplace=True))
 

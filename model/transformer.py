@@ -1,15 +1,15 @@
 """The transformer: deformable self-attention over the picture's scales, then queries that attend to the result."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model.attention import MultiheadAttention
 from model.dropout import Dropout
 from model.position import SpatialShapes, reference_points
+from model.recompute import recomputed
 from ops import MSDeformAttn
 from utils.registry import TRANSFORMER_LAYERS, TRANSFORMERS
 
@@ -39,8 +39,14 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        hidden = self.dropout(F.gelu(self.linear1(x)))
-        return self.norm(x + self.dropout(self.linear2(hidden)))
+        # GELU and dropout cost less than keeping their results; a compiler makes that choice itself.
+        again = self.training and not torch.compiler.is_compiling()
+        out = recomputed(self._from_hidden, self.linear1(x), enable=again)
+        return self.norm(x + self.dropout(out))
+
+    def _from_hidden(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.linear2(self.dropout(F.gelu(hidden)))
+        return out
 
 
 @TRANSFORMER_LAYERS.register_module()
@@ -137,15 +143,11 @@ class Transformer(nn.Module):
             answered: (A,), indices of the frames that the queries ask; None: all, A = N.
         """
         points = reference_points(shapes, tokens.device)
+        again = self.checkpointing and self.training
         memory = tokens
         for layer in self.encoder_layers:
-            memory = self._run(layer, memory, position, points, shapes)
+            memory = recomputed(layer, memory, position, points, shapes, enable=again)
         asked = memory if answered is None else memory[answered]
         for layer in self.decoder_layers:
-            queries = self._run(layer, queries, asked)
+            queries = recomputed(layer, queries, asked, enable=again)
         return TransformerOutput(memory, queries)
-
-    def _run(self, layer: Callable[..., Tensor], *inputs: object) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)

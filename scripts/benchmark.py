@@ -8,7 +8,7 @@
 'published' is scripts/dense_reference.py: the same weights and, as is checked first, the same outputs, computed with
 dense dispatch, expert by expert, and so on; in float32 where it runs on a CPU. Each measurement has a process of its
 own. On a CPU both formulations run twice: with glibc's allocator as it comes, which hands large temporaries back to the
-kernel after each use, and with memory kept (three MALLOC_ variables, which this project's launchers set).
+kernel after each use, and with memory kept, as this project's launchers arrange it.
 
 'limit' is the time that matrix products and convolutions alone would take at the rate of large square products,
 measured in the same run.
@@ -31,13 +31,9 @@ if str(ROOT) not in sys.path:
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from scripts.allocator import glibc_defaults, memory_kept  # noqa: E402
 from utils.errors import ConfigError, UserError  # noqa: E402
 
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 SECTIONS = ("model", "training", "moe", "metrics", "loading")
 PRECISIONS = ("32", "tf32", "bf16", "16")
 TOLERANCE = 1e-4  # relative error of the outputs, as in the parity tests
@@ -85,9 +81,7 @@ class Benchmark:
         }
         request = {"task": task, **common, **request}
         request.setdefault("labelled", request["frames"])
-        environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
-        if keep:
-            environment |= KEEP_MEMORY
+        environment = memory_kept() if keep else glibc_defaults()
         words = [request["formulation"], f"{request['frames']} x {request['size']}", request["precision"]]
         with self.console.status(f"{task}: {', '.join(words)}{'' if keep else ', default allocator'}"):
             done = subprocess.run(
@@ -114,7 +108,7 @@ class Benchmark:
             self.rates[precision] = self.ask("rate", precision=precision, sizes=sizes)["flops_per_second"]
         return self.rates[precision]
 
-    def variants(self, precisions: Sequence[str]) -> list[tuple[str, Result]]:
+    def variants(self, task: str, precisions: Sequence[str]) -> list[tuple[str, Result]]:
         """Titles and requests of everything that is compared: the published formulation first."""
         cpu = self.options.device == "cpu"
         chosen: list[tuple[str, Result]] = []
@@ -129,6 +123,9 @@ class Benchmark:
             if cpu and precision == "32":
                 chosen.append((f"ours, {name_of(precision)}, default allocator", {**request, "keep": False}))
             chosen.append((f"ours, {name_of(precision)}", {**request, "keep": True}))
+            if task == "train" and self.options.checkpointing:
+                title = f"ours, {name_of(precision)}, activation checkpointing"
+                chosen.append((title, {**request, "keep": True, "checkpointing": True}))
             if self.options.compile:
                 chosen.append((f"ours, {name_of(precision)}, compiled", {**request, "keep": True, "compile": True}))
         return chosen
@@ -160,7 +157,7 @@ class Benchmark:
     def _compared(self, task: str, title: str, *, frames: int, **clip: Any) -> Result:
         work = self.ask("flops", frames=frames, training=task == "train", **clip)
         results: Result = {}
-        for name, request in self.variants(self.options.precision):
+        for name, request in self.variants(task, self.options.precision):
             try:
                 results[name] = {
                     **self.ask(task, frames=frames, **clip, **request),
@@ -345,6 +342,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 = all cores")
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
+    parser.add_argument("--checkpointing", action="store_true", help="also training with activation checkpointing")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--repeats", type=int, default=5, help="at least so many runs of each measurement")
     parser.add_argument("--quick", action="store_true", help="one run of each measurement")

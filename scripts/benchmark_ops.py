@@ -9,7 +9,7 @@ and the locations in PyTorch before it. Rounds alternate between the rows, and m
 the machine falls on all of them.
 
 The definition allocates large temporaries, which glibc hands back to the system and takes anew on every call. So it is
-quoted twice: as is, and ("kept") from a second process that tells glibc to keep its memory; ours is timed there too.
+quoted twice: as is, and ("kept") from a second process with memory kept, as train.sh does it; ours is timed there too.
 
 On a CUDA device (the default where there is one): 10 and 100 frames, float32 and bfloat16, beside the classic algorithm
 with a thread to a channel (scripts/classic_msda.cu, float32), and the share of the time that reading every input and
@@ -22,7 +22,6 @@ import argparse
 import ctypes
 import importlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -43,13 +42,9 @@ sys.path.insert(0, str(ROOT))
 from ops import MSDeformAttn, ms_deform_attn, ms_deform_attn_fused  # noqa: E402
 from ops.library import has_kernel  # noqa: E402
 from ops.reference import ms_deform_attn_fused_torch, ms_deform_attn_torch, sampling_locations  # noqa: E402
+from scripts.allocator import memory_kept  # noqa: E402
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 
 
 @dataclass
@@ -292,7 +287,7 @@ def _kept(levels: list[int], frames: int, threads: int, repeats: int) -> list[Ro
     """The definition and ours, from a process whose glibc keeps its memory."""
     arguments = ["--levels", *map(str, levels), "--frames", str(frames), "--threads", str(threads)]
     command = [sys.executable, __file__, *arguments, "--repeats", str(repeats), "--rows-only", "definition,ours"]
-    result = subprocess.run(command, env={**os.environ, **KEEP_MEMORY}, stdout=subprocess.PIPE, text=True, check=True)
+    result = subprocess.run(command, env=memory_kept(), stdout=subprocess.PIPE, text=True, check=True)
     rows = [Row(**row) for row in json.loads(result.stdout)]
     for row in rows:
         row.name += ", kept"

@@ -175,7 +175,9 @@ def train(request: Request) -> Result:
     The first `labelled` frames have a label; the published formulation answers for all of them.
     """
     device = torch.device(request["device"])
-    model = formulation(prepare(request), request)
+    model = prepare(request)
+    model.set_activation_checkpointing(bool(request.get("checkpointing")))
+    model = formulation(model, request)
     step = training_step(model, request)
     with peak_memory(device) as memory:
         seconds = timed(step, device, request)

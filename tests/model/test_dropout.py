@@ -6,6 +6,7 @@ import torch
 from model import dropout as module
 from model.attention import MultiheadAttention
 from model.dropout import Dropout
+from model.transformer import FeedForward
 from ops.library import has_kernel
 
 
@@ -100,3 +101,28 @@ def test_attention_with_dropout_has_the_mean_of_attention_without() -> None:
     with torch.no_grad():
         mean = attention.train()(query, memory, mask).mean(dim=0)
         torch.testing.assert_close(mean, attention.eval()(query, memory, mask)[0], rtol=0.1, atol=0.03)
+
+
+@pytest.mark.parametrize("module", [FeedForward(8, 16, 0.5), MultiheadAttention(8, 2, dropout=0.5)])
+def test_what_is_recomputed_is_dropped_as_it_was(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 5, 8)
+    gradients, kept = [], []
+    for _ in range(2):
+        stored: list[int] = []
+
+        def store(tensor: torch.Tensor, stored: list[int] = stored) -> torch.Tensor:
+            stored.append(tensor.numel())
+            return tensor
+
+        torch.manual_seed(0)
+        module.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(store, lambda tensor: tensor):
+            out = module(x)
+        out.square().sum().backward()
+        gradients.append([parameter.grad for parameter in module.parameters()])
+        kept.append(sum(stored))
+        for name in ("transformer", "attention"):
+            monkeypatch.setattr(f"model.{name}.recomputed", lambda function, *inputs, enable=True: function(*inputs))
+    for recomputed, direct in zip(*gradients, strict=True):
+        assert torch.equal(recomputed, direct) and direct.abs().sum() > 0
+    assert kept[0] < kept[1]

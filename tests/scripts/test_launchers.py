@@ -17,7 +17,8 @@ from tests.runs import ROOT, environment, write_config
 PRINTER = """
 import json, os, sys
 print(json.dumps(dict(arguments=sys.argv[1:], folder=os.getcwd(), prefix=sys.prefix,
-    malloc={key: value for key, value in os.environ.items() if key.startswith('MALLOC_')})))
+    allocator={key: value for key, value in os.environ.items()
+               if 'MALLOC_' in key or key in ('LD_PRELOAD', 'GLIBC_TUNABLES')})))
 """
 
 
@@ -80,18 +81,38 @@ def test_arguments_pass_untouched_and_memory_is_kept(project: Path, tmp_path: Pa
     seen = json.loads(done.stdout)
     assert seen["arguments"] == arguments and seen["folder"] == str(tmp_path)
     assert seen["prefix"] == str(project / ".venv")
-    assert seen["malloc"] == {
+    assert seen["allocator"] and "MODAT_KEEP_ALLOCATOR=0" in done.stderr
+
+
+def libraries(folder: Path, *names: str) -> str:
+    """A PATH on which ldconfig knows these shared libraries."""
+    listed = "".join(f"\t{name} (libc6,x86-64) => {folder}/{name}\n" for name in names)
+    tool = folder / "ldconfig"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{listed}END\n")
+    tool.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_glibc_or_tcmalloc_keeps_memory_and_what_the_user_set_stays(project: Path, tmp_path: Path) -> None:
+    def told(**variables: str) -> dict[str, str]:
+        found: dict[str, str] = json.loads(bash(project / "test.sh", "ms3", **variables).stdout)["allocator"]
+        return found
+
+    path = libraries(tmp_path, "libtcmalloc_minimal_debug.so.4", "libother.so.1")
+    glibc = {
         "MALLOC_MMAP_THRESHOLD_": "4294967296",
         "MALLOC_TRIM_THRESHOLD_": "8589934592",
         "MALLOC_TOP_PAD_": "268435456",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
-    assert "MODAT_KEEP_ALLOCATOR=0" in done.stderr
-
-
-def test_the_allocator_can_be_left_alone(project: Path) -> None:
-    assert json.loads(bash(project / "test.sh", "ms3", MODAT_KEEP_ALLOCATOR="0").stdout)["malloc"] == {}
-    own = json.loads(bash(project / "test.sh", "ms3", MALLOC_TOP_PAD_="7").stdout)["malloc"]
-    assert own["MALLOC_TOP_PAD_"] == "7"
+    assert told(PATH=path) == glibc
+    assert told(PATH=path, MALLOC_TOP_PAD_="7") == glibc | {"MALLOC_TOP_PAD_": "7"}
+    path = libraries(tmp_path, "libtcmalloc_minimal.so.4")
+    preloaded = told(PATH=path)
+    assert preloaded["LD_PRELOAD"] == f"{tmp_path}/libtcmalloc_minimal.so.4"
+    assert preloaded["TCMALLOC_RELEASE_RATE"] == "0" and not glibc.keys() & preloaded.keys()
+    assert told(PATH=path, LD_PRELOAD="mine.so") == glibc | {"LD_PRELOAD": "mine.so"}
+    assert told(PATH=path, MODAT_KEEP_ALLOCATOR="0") == {}
 
 
 def test_several_machines_need_their_number_and_the_first_ones_name(project: Path) -> None:

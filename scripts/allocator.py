@@ -1,0 +1,24 @@
+"""Environments with and without memory that is kept, for processes whose times are compared."""
+
+import os
+import subprocess
+from pathlib import Path
+
+LAUNCHER = Path(__file__).with_name("launch.sh")
+
+
+def glibc_defaults() -> dict[str, str]:
+    """This process's environment, without what would tell an allocator anything."""
+    return {name: value for name, value in os.environ.items() if not _of_allocator(name)}
+
+
+def memory_kept() -> dict[str, str]:
+    """The same with what train.sh and test.sh add, so that freed memory is kept."""
+    command = ["bash", "-c", 'source "$0" && modat_keep_allocator 2>/dev/null && env -0', str(LAUNCHER)]
+    printed = subprocess.run(command, env=glibc_defaults(), stdout=subprocess.PIPE, check=True).stdout.decode()
+    told = dict(entry.split("=", 1) for entry in printed.split("\0") if entry)
+    return glibc_defaults() | {name: value for name, value in told.items() if _of_allocator(name)}
+
+
+def _of_allocator(name: str) -> bool:
+    return name in ("LD_PRELOAD", "GLIBC_TUNABLES") or name.startswith(("MALLOC_", "TCMALLOC_"))
