@@ -6,6 +6,7 @@ takes a request as JSON and prints the result as one line of JSON, the last of i
 """
 
 import contextlib
+import ctypes
 import gc
 import json
 import statistics
@@ -37,12 +38,11 @@ from utils.config import load_config  # noqa: E402
 from utils.losses import build_criterion  # noqa: E402
 from utils.metrics import FScore, MaskIoU, SemanticScores  # noqa: E402
 from utils.pictures import predicted_classes  # noqa: E402
-from utils.scoring import round_weights  # noqa: E402
+from utils.scoring import AUTOCAST, round_weights  # noqa: E402
 
 Request = Mapping[str, Any]
 Result = dict[str, Any]
 TASKS: dict[str, Callable[[Request], Result]] = {}
-AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 SEED = 0
 
 
@@ -492,7 +492,8 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
         yield result
         peak = torch.cuda.max_memory_allocated()
     else:
-        with contextlib.suppress(OSError):  # resets the kernel's high-water mark; without it, building the model counts
+        with contextlib.suppress(OSError, AttributeError):  # what was freed before does not count, nor what was built
+            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         yield result

@@ -26,6 +26,8 @@ from utils.pictures import SheetRow, clip_rows, predicted_classes, save_masks, s
 
 SHEET_CLIPS = 4
 SHEET_ROWS_A_CLIP = 3
+AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
+"""`process.precision` -> what autocast computes in; 32 goes without."""
 CERTAIN = 20.0
 """Logit of an oracle's pixel."""
 
@@ -52,7 +54,7 @@ class ModelPredictor:
         self.model = model.to(device).eval()
         self.task = task
         self.device = device
-        self.dtype = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[precision]
+        self.dtype = AUTOCAST.get(precision)
         if self.dtype:
             round_weights(self.model, self.dtype)
 

@@ -115,8 +115,6 @@ void unpack(const Problem& p, int64_t n, int64_t m, const T* grad_value) {
   }
 }
 
-constexpr int64_t together = 4;  // queries whose tables are made at once
-
 template <class T, int W, int Vectors, int Channels, class Stored>
 void backward_slices(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   using S = Simd<T, W>;

@@ -104,15 +104,13 @@ MODAT_INLINE const Stored* slice_of(const Problem& p, int64_t slice) {
   return (const Stored*)p.value + slice / p.heads * p.value_n + slice % p.heads * p.value_m;
 }
 
-constexpr int64_t forward_together = 4;  // queries whose tables are made at once
-
 template <class T, int W, int Vectors, int Channels, bool Packed, class Stored>
 void forward_queries(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   using Table = Samples<T, W, Vectors>;
   using Source = typename SourceOf<Packed, T, Stored>::Type;
   const int64_t channels = Channels ? Channels : p.channels;
-  T* packed = (T*)((char*)scratch + Table::bytes(p, forward_together));
-  Table s(p, scratch, Packed ? p.channels : p.value_l, Table::far, forward_together, Packed ? border : 0);
+  T* packed = (T*)((char*)scratch + Table::bytes(p, together));
+  Table s(p, scratch, Packed ? p.channels : p.value_l, Table::far, together, Packed ? border : 0);
   if (Packed) __builtin_memset(packed, 0, packed_rows(p) * p.channels * sizeof(T));
   while (begin < end) {
     const int64_t slice = begin / p.queries, n = slice / p.heads, m = slice % p.heads;
@@ -128,8 +126,8 @@ void forward_queries(const Problem& p, int64_t begin, int64_t end, void* scratch
     const T* points = (const T*)p.samples + n * p.samples_n + 2 * m * s.count;
     const T* weights = (const T*)p.weights + n * p.weights_n + m * s.count;
     const T* reference = (const T*)p.reference + n * p.reference_n;
-    for (int64_t first = begin % p.queries; first < until; first += forward_together) {
-      const int64_t last = first + forward_together < until ? first + forward_together : until;
+    for (int64_t first = begin % p.queries; first < until; first += together) {
+      const int64_t last = first + together < until ? first + together : until;
       for (int64_t q = first + ahead; q < last + ahead; ++q) {
         Table::prefetch(s, weights + q * p.weights_q, points + q * p.samples_q);
       }
@@ -177,6 +175,6 @@ void forward(const Problem& p, int64_t begin, int64_t end, void* scratch) {
 
 template <class T, int W, class Stored>
 int64_t forward_scratch(const Problem& p) {
-  const int64_t tables = Samples<T, W, 16 / W>::bytes(p, forward_together), any = Samples<T, W, 0>::bytes(p, forward_together);
+  const int64_t tables = Samples<T, W, 16 / W>::bytes(p, together), any = Samples<T, W, 0>::bytes(p, together);
   return (tables > any ? tables : any) + (pays_to_pack(p) ? packed_rows(p) * p.channels * (int64_t)sizeof(T) : 0);
 }

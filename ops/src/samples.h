@@ -6,6 +6,7 @@
 
 constexpr int64_t line = 64;   // bytes of a cache line
 constexpr int64_t ahead = 16;  // queries, or rows, to fetch before their turn
+constexpr int64_t together = 4;  // queries whose tables are made at once
 constexpr int64_t border = 2;  // pixels of zeros around a level: as many as a sample touches that is moved there
 
 // A head's rows lie too far apart in memory for the processor to see the pattern. May be past the end: nothing is read.
