@@ -52,10 +52,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(data: Path, tmp_path: Pa
     assert moved > 1e-4, "the comparison needs weights that have moved"
     for row, expected in zip(log(two), log(one), strict=True):
         for column, value in expected.items():
-            assert row[column] == value or float(row[column]) == pytest.approx(float(value), rel=1e-6, abs=1e-6), (
-                column,
-                row,
-            )
+            near = row[column] == value or float(row[column]) == pytest.approx(float(value), rel=1e-6, abs=1e-6)
+            assert near, (column, row)
 
 
 def test_a_signal_to_the_first_process_stops_all_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
