@@ -142,7 +142,7 @@ class Transformer(nn.Module):
             shapes: (H, W) of each level.
             answered: (A,), indices of the frames that the queries ask; None: all, A = N.
         """
-        points = reference_points(shapes, tokens.device)
+        points = self.points(shapes, tokens.device)
         again = self.checkpointing and self.training
         memory = tokens
         for layer in self.encoder_layers:
@@ -151,3 +151,7 @@ class Transformer(nn.Module):
         for layer in self.decoder_layers:
             queries = recomputed(layer, queries, asked, enable=again)
         return TransformerOutput(memory, queries)
+
+    def points(self, shapes: SpatialShapes, device: torch.device) -> Tensor:
+        """Reference points (L, 2) of the pixels."""
+        return reference_points(shapes, device)

@@ -14,10 +14,11 @@ def glibc_defaults() -> dict[str, str]:
 
 def memory_kept() -> dict[str, str]:
     """The same with what train.sh and test.sh add, so that freed memory is kept."""
+    plain = glibc_defaults()
     command = ["bash", "-c", 'source "$0" && modat_keep_allocator 2>/dev/null && env -0', str(LAUNCHER)]
-    printed = subprocess.run(command, env=glibc_defaults(), stdout=subprocess.PIPE, check=True).stdout.decode()
+    printed = subprocess.run(command, env=plain, stdout=subprocess.PIPE, check=True).stdout.decode()
     told = dict(entry.split("=", 1) for entry in printed.split("\0") if entry)
-    return glibc_defaults() | {name: value for name, value in told.items() if _of_allocator(name)}
+    return plain | {name: value for name, value in told.items() if _of_allocator(name)}
 
 
 def _of_allocator(name: str) -> bool:

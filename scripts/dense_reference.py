@@ -28,7 +28,7 @@ from model.mask_head import MaskPredictor
 from model.moe import ChannelExperts, MixtureOfExperts, SecondChoice, SpatialExperts, Top2Router, counter_uniform
 from model.position import SinePositionalEncoding, SpatialShapes
 from model.query_generators import EncoderDecoderGenerator, GeneratedQueries
-from model.transformer import Transformer, TransformerOutput
+from model.transformer import Transformer
 from ops import MSDeformAttn
 from ops.reference import ms_deform_attn_torch, sampling_locations
 
@@ -171,30 +171,15 @@ def fresh_reference_points(shapes: SpatialShapes, device: torch.device) -> Tenso
     return torch.cat(levels)
 
 
-class DenseTransformer(nn.Module):
+class DenseTransformer(Transformer):
     """Transformer with reference points computed in each call."""
 
     def __init__(self, original: Transformer) -> None:
-        super().__init__()
-        self.encoder_layers, self.decoder_layers = original.encoder_layers, original.decoder_layers
+        super().__init__(list(original.encoder_layers), list(original.decoder_layers))  # type: ignore[arg-type]
 
-    def forward(
-        self,
-        queries: Tensor,
-        tokens: Tensor,
-        position: Tensor,
-        shapes: SpatialShapes,
-        answered: Tensor | None = None,
-    ) -> TransformerOutput:
-        """As the original, but that all frames are answered."""
-        assert answered is None
-        points = fresh_reference_points(shapes, tokens.device)
-        memory = tokens
-        for layer in self.encoder_layers:
-            memory = layer(memory, position, points, shapes)
-        for layer in self.decoder_layers:
-            queries = layer(queries, memory)
-        return TransformerOutput(memory, queries)
+    def points(self, shapes: SpatialShapes, device: torch.device) -> Tensor:
+        """As the original."""
+        return fresh_reference_points(shapes, device)
 
 
 class DenseQueryGenerator(nn.Module):

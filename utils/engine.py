@@ -197,9 +197,9 @@ class AVSTraining(LightningModule):
 
     def _losses_of(self, batch: dict[str, Any], out: Any, answered: Tensor | None) -> dict[str, Tensor]:
         masks, flag = batch["masks"].flatten(0, 1), batch["gt_temporal_mask_flag"].flatten()
-        if answered is not None:
-            masks, flag = masks[answered], flag[answered]
-        losses: dict[str, Tensor] = self.criterion(out, masks, flag)
+        losses: dict[str, Tensor] = (
+            self.criterion(out, masks, flag) if answered is None else self.criterion(out, masks[answered])
+        )
         return losses
 
     def _begin_epoch(self) -> None:

@@ -54,7 +54,7 @@ class ModelPredictor:
         self.model = model.to(device).eval()
         self.task = task
         self.device = device
-        self.dtype = AUTOCAST.get(precision)
+        self.dtype = None if precision == "32" else AUTOCAST[precision]
         if self.dtype:
             round_weights(self.model, self.dtype)
 
