@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from model.avs_model import AVSModel
@@ -55,9 +56,13 @@ def build_model(cfg: Mapping[str, Any]) -> AVSModel:
         head = _build_head(
             options.pop("head", None), in_channels=backbone.channels, embed_dim=embed_dim, num_frames=num_frames
         )
-        return build(MODELS, options, where="model", backbone=backbone, vggish=vggish, head=head, num_frames=num_frames)
+        model: AVSModel = build(
+            MODELS, options, where="model", backbone=backbone, vggish=vggish, head=head, num_frames=num_frames
+        )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"The config's model cannot be built: {error}.") from error
+    # Maps are read as tokens, a pixel's channels side by side: weights laid out so need not be turned for each call.
+    return model.to(memory_format=torch.channels_last)
 
 
 def _build_backbone(cfg: Mapping[str, Any] | None) -> Any:

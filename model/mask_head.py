@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.recompute import recomputed
+from model.upsampling import conv_of_upsampled
 
 
 class PixelDecoder(nn.Module):
@@ -83,8 +84,8 @@ class MaskPredictor(nn.Module):
 
     def _logits(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         coarse = self.reduce(self._answer(queries, mask_feature))
-        fine = F.interpolate(coarse, scale_factor=float(self.scale_factor), mode="bilinear")
-        return self.classify(F.relu(self.refine(fine), inplace=True))
+        fine = conv_of_upsampled(coarse, self.refine.weight, self.refine.bias, float(self.scale_factor))
+        return self.classify(F.relu(fine, inplace=True))
 
     def _answer(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         """Mask feature plus the MLP of its products with the queries, (N, C, H, W)."""
