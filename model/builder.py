@@ -62,7 +62,7 @@ def build_model(cfg: Mapping[str, Any]) -> AVSModel:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"The config's model cannot be built: {error}.") from error
     # Maps are read as tokens, a pixel's channels side by side: weights laid out so need not be turned for each call.
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _build_backbone(cfg: Mapping[str, Any] | None) -> Any:
