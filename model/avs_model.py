@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -47,8 +48,7 @@ class AVSModel(nn.Module):
         self.vggish = vggish
         self.audio_proj = nn.Linear(audio_dim, embed_dim)
         self.head = head
-        batch_norm = any(isinstance(module, _BatchNorm) for module in self.modules())
-        self._frames_share = batch_norm or getattr(head, "frames_share", True)
+        self._batch_norm = any(isinstance(module, _BatchNorm) for module in self.modules())
 
     def forward(
         self,
@@ -66,9 +66,9 @@ class AVSModel(nn.Module):
             log_mel: the second of sound around each frame, (N, 1, 96, 64).
             frames: pictures, ImageNet-normalised, (N, 3, H, W).
             vid_temporal_mask_flag: (N,), 0 where a frame is padding: its maps, logits and mask feature become zero.
-            answered: (A,), indices of the frames to answer for, in training those with a label: no other logits would
-                have a gradient. The other frames are followed as far as they act on these, or on the balance loss.
-                None: all.
+            answered: (A,), indices of the frames to answer for: in training those with a label, as no other logits
+                would have a gradient, in evaluation those that are not padding. The other frames are followed as far as
+                they act on these, or in training on the balance loss. None: all.
             embedding: what `vggish` says of the sound, (N, audio_dim), where that is known.
             features: what `backbone` says of the pictures, (N, channels[l], H_l, W_l) each, where that is known.
 
@@ -80,20 +80,34 @@ class AVSModel(nn.Module):
         """
         _check(log_mel, frames)
         flag = vid_temporal_mask_flag
-        if answered is not None and not self._frames_share:
+        if answered is not None and not self._frames_share():
             log_mel, frames = log_mel[answered], frames[answered]
             flag, embedding = _rows(flag, answered), _rows(embedding, answered)
             features = features and [x[answered] for x in features]
             answered = None
         if embedding is None:
             embedding = self.vggish(log_mel)
-        if features is None:
-            features = self.backbone(frames)
+        maps = self._maps(frames, flag) if features is None else _mask_frames(features, flag)
 
         audio = self.audio_proj(embedding)[:, None]  # (N, 1, C)
-        logits, mask_feature, aux_loss = self.head(_mask_frames(features, flag), audio, flag, answered)
+        logits, mask_feature, aux_loss = self.head(maps, audio, flag, answered)
         logits, mask_feature = _mask_frames([logits, mask_feature], _rows(flag, answered))
         return ModelOutput(logits, mask_feature, aux_loss)
+
+    def _frames_share(self) -> bool:
+        return self._statistics_of_all() or getattr(self.head, "frames_share", True)
+
+    def _statistics_of_all(self) -> bool:
+        return self.training and self._batch_norm
+
+    def _maps(self, frames: Tensor, flag: Tensor | None) -> list[Tensor]:
+        """The backbone's maps (N, channels[l], H_l, W_l), zero for padded frames, which it need not see."""
+        if torch.compiler.is_compiling() or self._statistics_of_all():  # how many are real is not known to a compiler
+            return _mask_frames(self.backbone(frames), flag)
+        real = places(flag)
+        if real is None:
+            return _mask_frames(self.backbone(frames), flag)
+        return [x.new_zeros(len(frames), *x.shape[1:]).index_copy(0, real, x) for x in self.backbone(frames[real])]
 
     def freeze_backbone(self, freeze: bool = True) -> None:
         """Stop, or start again, the training of the picture backbone."""
@@ -106,6 +120,14 @@ class AVSModel(nn.Module):
         for module in self.head.modules():
             if isinstance(module, Transformer | MaskPredictor):
                 module.checkpointing = enable
+
+
+def places(flag: Tensor | None) -> Tensor | None:
+    """Indices of the frames whose flag, of (N,), is set; None where all are, or none is, or there is no flag."""
+    if flag is None:
+        return None
+    found = flag.nonzero().squeeze(1)
+    return found if 0 < len(found) < len(flag) else None
 
 
 def _check(log_mel: Tensor, frames: Tensor) -> None:

@@ -80,8 +80,6 @@ class CSA(nn.Module):
         seed: of the 'random' policy in evaluation.
     """
 
-    frames_share = True  # the balance loss
-
     def __init__(
         self,
         embed_dim: int = 256,
@@ -126,6 +124,11 @@ class CSA(nn.Module):
             )
         # scores of the channel branch, then of the spatial one
         self.branch_score = nn.Linear(2 * embed_dim, 2) if branches == "both" else None
+
+    @property
+    def frames_share(self) -> bool:
+        """In training, the balance loss."""
+        return self.training
 
     def forward(self, mask_feature: Tensor, audio_tokens: Tensor) -> FusionOutput:
         """Mask feature (N, C, H, W) and audio tokens (N, A, C) -> fused feature (N, C, H, W), balance loss."""

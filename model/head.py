@@ -38,10 +38,6 @@ class SegHead(nn.Module):
         num_groups: of the group normalisations.
         mask_hidden_dim: width of the mask MLP.
         head_dims: channels of the convolutions that make the logits.
-
-    Attributes:
-        frames_share: whether frames act on each other or share a loss, so that none can be left out. A block that does
-            not say it by an attribute of this name is taken to do so.
     """
 
     def __init__(
@@ -77,10 +73,17 @@ class SegHead(nn.Module):
         self.pixel_decoder = PixelDecoder(embed_dim, num_groups)
         self.fusion_block = fusion_block
         self.mask_predictor = MaskPredictor(embed_dim, query_num, num_classes, mask_hidden_dim, head_dims, scale_factor)
-        blocks = [block for block in (query_generator, fusion_block) if block is not None]
-        self.frames_share = any(getattr(block, "frames_share", True) for block in blocks)
         initialise(self)
         nn.init.normal_(self.level_embed)
+
+    @property
+    def frames_share(self) -> bool:
+        """Whether frames act on each other or, in training, share a loss, so that none can be left out.
+
+        A block that does not say it by an attribute of this name is taken to do so.
+        """
+        blocks = [block for block in (self.query_generator, self.fusion_block) if block is not None]
+        return any(getattr(block, "frames_share", True) for block in blocks)
 
     def forward(
         self,

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from dataloader import AVSDataModule
 from dataloader.checks import check_data
 from model import AVSModel, build_model
+from model.avs_model import places
 from utils.checkpointing import (
     LAST,
     PREVIOUS,
@@ -39,7 +40,7 @@ from utils.checkpointing import (
     write_atomically,
 )
 from utils.errors import ConfigError, DataError, UserError
-from utils.evaluation import BEST_FILES, SCALARS, Scores
+from utils.evaluation import BEST_FILES, SCALARS, Scores, with_padding
 from utils.feature_cache import FrozenFeatures
 from utils.logging import METRICS_FILE, RunLog
 from utils.losses import build_criterion
@@ -148,7 +149,7 @@ class AVSTraining(LightningModule):
         Raises:
             NonFiniteLossError: it is not finite, on this process or another.
         """
-        labelled = labelled_frames(batch)
+        labelled = places(batch["gt_temporal_mask_flag"].flatten())
         losses = self._losses_of(batch, self._forward(batch, labelled), labelled)
         self._losses = {name: value.detach() for name, value in losses.items()}
         self._stop_if_not_finite(batch, batch_idx)
@@ -164,7 +165,8 @@ class AVSTraining(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Score a batch."""
-        logits = self._forward(batch).logits.float()
+        real = places(batch["vid_temporal_mask_flag"].flatten())
+        logits = with_padding(self._forward(batch, real).logits.float(), real, batch)
         loader: Any = self.trainer.val_dataloaders
         place = batch_idx * self.trainer.world_size + self.global_rank
         first_clip = place * loader.batch_sampler.batch_size
@@ -246,13 +248,6 @@ class AVSTraining(LightningModule):
             value = value.to(self.device)
             torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, operation))
         return value
-
-
-def labelled_frames(batch: Mapping[str, Any]) -> Tensor | None:
-    """Places (A,) of the labelled frames among the batch's N; None where all have a label, or none has."""
-    flag = batch["gt_temporal_mask_flag"].flatten()
-    labelled = flag.nonzero().squeeze(1)
-    return labelled if 0 < len(labelled) < len(flag) else None
 
 
 class RunLogger(Callback):

@@ -117,9 +117,9 @@ class SegmentationLoss(nn.Module):
             iou = self.binary_loss(logits.squeeze(1), sounding)  # (N,)
         else:
             iou = cross_entropy_loss(logits, masks)
-        mix_logits = F.interpolate(
-            mask_feature.float().mean(1, keepdim=True), size=masks.shape[-2:], mode="bilinear", align_corners=False
-        )
+        # Channels last, as the feature lies: the gradient of a mean lies as its axes are named, whatever its input did.
+        mean = mask_feature.movedim(1, -1).float().mean(-1)[:, None]
+        mix_logits = F.interpolate(mean, size=masks.shape[-2:], mode="bilinear", align_corners=False)
         mix = self.binary_loss(mix_logits.squeeze(1), sounding)
 
         losses = {

@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataloader import AudioVisualDataset, build_dataset
 from model.attention import MultiheadAttention
+from model.avs_model import places
 from model.fusion import CSA
 from model.moe import ChannelExperts, SpatialExperts
 from utils.errors import DataError
-from utils.evaluation import SCALARS, Scores
+from utils.evaluation import SCALARS, Scores, with_padding
 from utils.files import atomic_path
 from utils.pictures import SheetRow, clip_rows, predicted_classes, save_masks, save_sheet
 
@@ -65,10 +66,11 @@ class ModelPredictor:
             batch[key].flatten(0, 1).to(self.device) for key in ("frames", "log_mel", "vid_temporal_mask_flag")
         )
         amp = torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+        flag = real if self.task == "avss" else None
+        answered = places(flag)
         with amp:
-            output = self.model(log_mel, frames, real if self.task == "avss" else None)
-        logits: Tensor = output.logits.float().cpu()
-        return logits
+            output = self.model(log_mel, frames, flag, answered)
+        return with_padding(output.logits.float().cpu(), answered, batch)
 
 
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from model import build_model
+from model import AVSModel, build_model
+from model.avs_model import places
 from utils.errors import ConfigError
+from utils.evaluation import with_padding
 
 LAYER = {"ffn_dim": 32, "dropout": 0.0, "num_heads": 2}
 MODELS: dict[str, dict[str, Any]] = {
@@ -138,10 +140,61 @@ def test_frames_without_label_are_left_out_of_what_does_not_need_them() -> None:
 
 def test_batch_normalisation_sees_all_frames() -> None:
     network = build_model(tiny(MODELS["mixer"], "res50")).train()
+    counted = backbone_counts(network)
+    network(*example(6), answered=torch.tensor([0, 3]))
+    network(*example(6), torch.tensor([1, 1, 1, 1, 0, 0.0]))
+    assert counted == [6, 6]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_backbone_does_not_see_padding(name: str, training: bool) -> None:
+    network = build_model(tiny(MODELS[name])).train(training)
+    counted = backbone_counts(network)
+    flag = torch.tensor([1, 1, 0, 1, 0, 0.0])
+    log_mel, frames = example(6)
+    found = []
+    for features in (None, network.backbone(frames)):
+        torch.manual_seed(1)
+        network.zero_grad(set_to_none=True)
+        out = network(log_mel, frames, flag, features=features)
+        (out.logits.square().mean() + out.aux_loss).backward()
+        found.append((*out, *(parameter.grad for parameter in network.backbone.parameters())))
+    assert counted == [6, 6 if training and name == "four levels" else 3]  # batch normalisation
+    for without, with_all in zip(*found, strict=True):
+        torch.testing.assert_close(without, with_all, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluation_computes_real_frames_alone(name: str) -> None:
+    network = build_model(tiny(MODELS[name])).eval()
+    flag = torch.tensor([1, 1, 0, 1, 0, 0.0])
+    real = places(flag)
+    assert real is not None
+    seen: list[int] = []
+    network.head.mask_predictor.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    network.head.pixel_decoder.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        expected = network(*example(6), flag).logits
+        del seen[:]
+        found = network(*example(6), flag, real).logits
+    assert seen == ([6, 3] if name == "temporal" else [3, 3])
+    batch = {"vid_temporal_mask_flag": flag.view(2, 3)}
+    torch.testing.assert_close(with_padding(found, real, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_places_of_flagged_frames() -> None:
+    assert places(None) is None
+    assert places(torch.ones(3)) is None
+    assert places(torch.zeros(3)) is None
+    assert torch.equal(places(torch.tensor([0, 1, 1.0])), torch.tensor([1, 2]))  # type: ignore[arg-type]
+
+
+def backbone_counts(network: AVSModel) -> list[int]:
+    """A list that grows by the number of frames whenever the backbone looks at some."""
     counted: list[int] = []
     network.backbone.register_forward_pre_hook(lambda _module, inputs: counted.append(len(inputs[0])))
-    network(*example(6), answered=torch.tensor([0, 3]))
-    assert counted == [6]
+    return counted
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "temporal"])

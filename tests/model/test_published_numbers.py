@@ -45,9 +45,6 @@ def run(network: AVSModel, log_mel: Tensor, frames: Tensor, flag: Tensor | None)
     seen: dict[str, Any] = {}
     hooks = [
         network.vggish.register_forward_hook(lambda _, __, out: seen.update(vggish=out)),
-        network.backbone.register_forward_hook(
-            lambda _, __, out: seen.update(c2=out[0][:, ::8, ::8, ::8], c5=out[3][:, ::32])
-        ),
         network.head.query_generator.register_forward_hook(
             lambda _, __, out: seen.update(generated_queries=out.queries[:, ::100, ::16])
         ),
@@ -56,11 +53,14 @@ def run(network: AVSModel, log_mel: Tensor, frames: Tensor, flag: Tensor | None)
         ),
     ]
     with torch.no_grad():
+        maps = network.backbone(frames)  # of padded frames too, which the model does not ask for
         out = network(log_mel, frames, flag)
     for hook in hooks:
         hook.remove()
     stats = torch.stack([out.logits.mean(), out.logits.std(), out.logits.min(), out.logits.max()])
     return seen | {
+        "c2": maps[0][:, ::8, ::8, ::8],
+        "c5": maps[3][:, ::32],
         "logits": out.logits[..., ::8, ::8],
         "logits_stats": stats,
         "mask_feature": out.mask_feature[:, ::16, ::8, ::8],
