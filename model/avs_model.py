@@ -102,9 +102,8 @@ class AVSModel(nn.Module):
 
     def _maps(self, frames: Tensor, flag: Tensor | None) -> list[Tensor]:
         """The backbone's maps (N, channels[l], H_l, W_l), zero for padded frames, which it need not see."""
-        if torch.compiler.is_compiling() or self._statistics_of_all():  # how many are real is not known to a compiler
-            return _mask_frames(self.backbone(frames), flag)
-        real = places(flag)
+        # A compiler would have to ask how many are real.
+        real = None if torch.compiler.is_compiling() or self._statistics_of_all() else places(flag)
         if real is None:
             return _mask_frames(self.backbone(frames), flag)
         return [x.new_zeros(len(frames), *x.shape[1:]).index_copy(0, real, x) for x in self.backbone(frames[real])]

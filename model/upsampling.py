@@ -39,7 +39,7 @@ def conv_of_upsampled(x: Tensor, weight: Tensor, bias: Tensor | None, scale: flo
     y = products.view(n, out, TAPS, TAPS, height, width).transpose(3, 4).reshape(n * out, TAPS * height, TAPS * width)
     fine = torch.bmm(rows.expand(n * out, -1, -1), y) @ columns.T  # (N * O, s * H, s * W)
     fine = fine.unflatten(0, (n, out))
-    return fine if bias is None else fine + bias[:, None, None]
+    return fine if bias is None else fine + bias.to(fine.dtype)[:, None, None]  # autocast rounds products alone
 
 
 def _products_pay(channels: int, height: int, width: int, scale: float) -> bool:

@@ -61,3 +61,9 @@ def test_low_precisions_stay_close(dtype, tolerance):
     found = conv_of_upsampled(x.to(dtype), weight.to(dtype), bias.to(dtype), 4.0)
     assert found.dtype == dtype
     assert (found.float() - expected).norm() <= tolerance * expected.norm()
+
+
+def test_autocast_keeps_its_precision():
+    x, weight, bias = torch.randn(1, 64, 9, 9), torch.randn(2, 64, 3, 3), torch.randn(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv_of_upsampled(x, weight, bias, 4.0).dtype == torch.bfloat16
