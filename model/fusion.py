@@ -2,7 +2,8 @@
 
 A fusion block is a module registered in FUSIONS with `forward(mask_feature (N, C, H, W), audio_tokens (N, A, C)) ->
 FusionOutput`. To add one, write it in a file of this package and name it in a config. If its answer for a frame depends
-on nothing else and it has no balance loss, `frames_share = False` lets training leave out frames without a label.
+on nothing else and it has no balance loss, `frames_share = False` lets training leave out frames without a label, and
+evaluation padding.
 """
 
 from typing import NamedTuple
