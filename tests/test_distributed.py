@@ -2,6 +2,9 @@
 
 import csv
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from dataloader import build_dataset
 from model import build_model
-from tests.runs import FRAMES, finish, make_data, start, write_config
+from tests.runs import FRAMES, ROOT, environment, finish, make_data, start, write_config
 from utils.checkpoint import load_weights
 from utils.checkpointing import LAST, read_checkpoint
 from utils.config import load_config
@@ -25,8 +28,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("drawn"), clips=(6, 3, 3))
 
 
-def run(folder: Path, data: Path, task: str, processes: int) -> Path:
-    config = write_config(
+def distributed_config(folder: Path, data: Path, task: str, processes: int) -> Path:
+    return write_config(
         folder / "tiny.py",
         data,
         task,
@@ -38,7 +41,10 @@ def run(folder: Path, data: Path, task: str, processes: int) -> Path:
         eps=1e-3,
         process=f"devices={processes}, clip_grad_norm=1.0",
     )
-    finish(task, config)
+
+
+def run(folder: Path, data: Path, task: str, processes: int) -> Path:
+    finish(task, distributed_config(folder, data, task, processes))
     return folder / "work_dir/tiny"
 
 
@@ -81,6 +87,30 @@ def test_two_processes_equal_one_with_the_doubled_batch(data: Path, tmp_path: Pa
             assert near, (column, row[column], value)
     for name, value in scored_alone(two.parents[1] / "tiny.py", two / LAST, task).items():
         assert float(log(two)[-1][f"val_{name}"]) == pytest.approx(value, rel=1e-9), name
+
+
+@pytest.mark.skipif(not (Path(sys.prefix) / ".modat-requirements").exists(), reason="not the launchers' environment")
+def test_the_command_for_several_machines_is_that_for_several_processes(data: Path, tmp_path: Path) -> None:
+    alone, config = run(tmp_path / "alone", data, "ms3", 2), distributed_config(tmp_path / "machines", data, "ms3", 2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    machines = {"NNODES": "2", "GPUS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            ["bash", str(ROOT / "train.sh"), "ms3", str(config)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(**machines, NODE_RANK=str(number), VIRTUAL_ENV=sys.prefix),
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate(timeout=400)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    one, other = (read_checkpoint(folder / LAST)["state_dict"] for folder in (alone, config.parent / "work_dir/tiny"))
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], rtol=0, atol=1e-6)
 
 
 def test_a_signal_to_the_first_process_stops_all_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
