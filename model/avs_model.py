@@ -106,7 +106,7 @@ class AVSModel(nn.Module):
         real = None if torch.compiler.is_compiling() or self._statistics_of_all() else places(flag)
         if real is None:
             return _mask_frames(self.backbone(frames), flag)
-        return [x.new_zeros(len(frames), *x.shape[1:]).index_copy(0, real, x) for x in self.backbone(frames[real])]
+        return [among_zeros(x, real, len(frames)) for x in self.backbone(frames[real])]
 
     def freeze_backbone(self, freeze: bool = True) -> None:
         """Stop, or start again, the training of the picture backbone."""
@@ -127,6 +127,11 @@ def places(flag: Tensor | None) -> Tensor | None:
         return None
     found = flag.nonzero().squeeze(1)
     return found if 0 < len(found) < len(flag) else None
+
+
+def among_zeros(x: Tensor, rows: Tensor | None, count: int) -> Tensor:
+    """`count` rows of zeros, but for the rows (A, ...) of x in their places (A,); x itself where these are None."""
+    return x if rows is None else x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)
 
 
 def _check(log_mel: Tensor, frames: Tensor) -> None:

@@ -1,11 +1,11 @@
 """Where a pixel is: sine position encodings and reference points."""
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from model.constants import made_once
 from utils.registry import POSITIONAL_ENCODINGS
 
 SpatialShapes = tuple[tuple[int, int], ...]
@@ -37,17 +37,22 @@ class SinePositionalEncoding(nn.Module):
 
     def forward(self, height: int, width: int, device: torch.device) -> Tensor:
         """The encoding of each pixel of an H x W map as tokens (H * W, 2 * num_feats), float32, row by row."""
-        # A compiler folds the few lines into its kernels; in eager mode a table lookup is cheaper.
-        encode = _sine_tokens if torch.compiler.is_compiling() else _cached_sine_tokens
-        return encode(height, width, self.num_feats, self.temperature, self.scale if self.normalize else None, device)
+        scale = self.scale if self.normalize else None
+        return _sine_tokens(height, width, self.num_feats, self.temperature, scale, device)
 
 
+@made_once
 def reference_points(shapes: SpatialShapes, device: torch.device) -> Tensor:
     """The centre of each pixel of each level as (L, 2) x, y in [0, 1], float32, level by level, row by row."""
-    make = _pixel_centres if torch.compiler.is_compiling() else _cached_pixel_centres
-    return make(shapes, device)
+    levels = []
+    for height, width in shapes:
+        y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+        x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+        levels.append(torch.stack((x.repeat(height), y.repeat_interleave(width)), dim=-1))
+    return torch.cat(levels)
 
 
+@made_once
 def _sine_tokens(
     height: int, width: int, num_feats: int, temperature: float, scale: float | None, device: torch.device
 ) -> Tensor:
@@ -66,26 +71,3 @@ def _axis(length: int, num_feats: int, temperature: float, scale: float | None, 
     exponent = torch.arange(num_feats, dtype=torch.float32, device=device).div(2, rounding_mode="floor") * 2 / num_feats
     angle = position[:, None] / temperature**exponent  # (length, F): a sine and a cosine share each wave length
     return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=-1).flatten(1)
-
-
-def _pixel_centres(shapes: SpatialShapes, device: torch.device) -> Tensor:
-    levels = []
-    for height, width in shapes:
-        y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
-        x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-        levels.append(torch.stack((x.repeat(height), y.repeat_interleave(width)), dim=-1))
-    return torch.cat(levels)
-
-
-@lru_cache(maxsize=32)
-def _cached_sine_tokens(
-    height: int, width: int, num_feats: int, temperature: float, scale: float | None, device: torch.device
-) -> Tensor:
-    with torch.inference_mode(False):  # training meets this tensor too, and may not save an inference tensor
-        return _sine_tokens(height, width, num_feats, temperature, scale, device)
-
-
-@lru_cache(maxsize=32)
-def _cached_pixel_centres(shapes: SpatialShapes, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return _pixel_centres(shapes, device)

@@ -1,10 +1,10 @@
 """A convolution of an enlarged map, without enlarging it."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from model.constants import made_once
 
 TAPS = 3
 
@@ -49,20 +49,10 @@ def _products_pay(channels: int, height: int, width: int, scale: float) -> bool:
     return products < taps * scale**2 * channels
 
 
+@made_once
 def _matrix(length: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Enlargement of a row and its shifts by -1, 0 and 1 pixels, side by side: (s * length, 3 * length)."""
-    make = _shifted_enlargements if torch.compiler.is_compiling() else _cached_shifted_enlargements
-    return make(length, scale, dtype, device)
-
-
-def _shifted_enlargements(length: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     unit = torch.eye(length, dtype=torch.promote_types(dtype, torch.float32), device=device)
     enlarged = F.interpolate(unit[None], scale_factor=scale, mode="linear")[0].T  # (s * length, length)
     padded = F.pad(enlarged, (0, 0, 1, 1))  # beyond the border the convolution sees zeros
     return torch.cat([padded[tap : tap + len(enlarged)] for tap in range(TAPS)], dim=1).to(dtype)
-
-
-@lru_cache(maxsize=32)
-def _cached_shifted_enlargements(length: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # training meets this tensor too, and may not save an inference tensor
-        return _shifted_enlargements(length, scale, dtype, device)

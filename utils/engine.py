@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from dataloader import AVSDataModule
 from dataloader.checks import check_data
 from model import AVSModel, build_model
-from model.avs_model import places
+from model.avs_model import among_zeros, places
 from utils.checkpointing import (
     LAST,
     PREVIOUS,
@@ -40,7 +40,7 @@ from utils.checkpointing import (
     write_atomically,
 )
 from utils.errors import ConfigError, DataError, UserError
-from utils.evaluation import BEST_FILES, SCALARS, Scores, with_padding
+from utils.evaluation import BEST_FILES, SCALARS, Scores
 from utils.feature_cache import FrozenFeatures
 from utils.logging import METRICS_FILE, RunLog
 from utils.losses import build_criterion
@@ -166,7 +166,7 @@ class AVSTraining(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Score a batch."""
         real = places(batch["vid_temporal_mask_flag"].flatten())
-        logits = with_padding(self._forward(batch, real).logits.float(), real, batch)
+        logits = among_zeros(self._forward(batch, real).logits.float(), real, batch["vid_temporal_mask_flag"].numel())
         loader: Any = self.trainer.val_dataloaders
         place = batch_idx * self.trainer.world_size + self.global_rank
         first_clip = place * loader.batch_sampler.batch_size

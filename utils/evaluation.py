@@ -1,6 +1,6 @@
 """Scores of a task, the same in validation and in the test."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,17 +99,3 @@ class Scores(nn.Module):
         """The scalar scores as numbers."""
         scores = self.compute()
         return {name: float(scores[name]) for name in SCALARS[self.task]}
-
-
-def with_padding(logits: Tensor, answered: Tensor | None, batch: Mapping[str, Any]) -> Tensor:
-    """Logits of some of a batch's frames, (A, K, H, W), among zeros for the others, (N, K, H, W).
-
-    Args:
-        logits: what the model answered.
-        answered: (A,), the places of these frames among the batch's N; None: they are all.
-        batch: of the data module.
-    """
-    if answered is None:
-        return logits
-    shape = (batch["vid_temporal_mask_flag"].numel(), *logits.shape[1:])
-    return logits.new_zeros(shape).index_copy(0, answered.to(logits.device), logits)

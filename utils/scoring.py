@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataloader import AudioVisualDataset, build_dataset
 from model.attention import MultiheadAttention
-from model.avs_model import places
+from model.avs_model import among_zeros, places
 from model.fusion import CSA
 from model.moe import ChannelExperts, SpatialExperts
 from utils.errors import DataError
-from utils.evaluation import SCALARS, Scores, with_padding
+from utils.evaluation import SCALARS, Scores
 from utils.files import atomic_path
 from utils.pictures import SheetRow, clip_rows, predicted_classes, save_masks, save_sheet
 
@@ -70,7 +70,7 @@ class ModelPredictor:
         answered = places(flag)
         with amp:
             output = self.model(log_mel, frames, flag, answered)
-        return with_padding(output.logits.float().cpu(), answered, batch)
+        return among_zeros(output.logits.float(), answered, len(frames)).cpu()
 
 
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
