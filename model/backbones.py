@@ -66,9 +66,11 @@ class TimmBackbone(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them, where the network can."""
-        for module in self.network.modules():
-            if hasattr(module, "grad_checkpointing"):
-                module.grad_checkpointing = enable
+        able = [module for module in self.network.modules() if hasattr(module, "grad_checkpointing")]
+        for module in able:
+            # Stages and what holds them may both offer it; twice would compute everything twice.
+            outer = any(inner in able for inner in module.modules() if inner is not module)
+            module.grad_checkpointing = enable and not outer
 
 
 def _channels_first(feature: Tensor, channels: int) -> Tensor:

@@ -118,7 +118,9 @@ class SegHead(nn.Module):
         aux_loss = mask_feature.new_zeros(())
         if self.fusion_block is not None:
             mask_feature, aux_loss = self.fusion_block(mask_feature, audio_tokens)
-        mask_feature = mask_feature if answered is None else mask_feature[answered]
+        if answered is not None:
+            # Taken with a pixel's channels side by side: the gradient, zero elsewhere, then lies as the map does.
+            mask_feature = mask_feature.movedim(1, 3)[answered].movedim(3, 1)
         return HeadOutput(self.mask_predictor(queries, mask_feature), mask_feature, aux_loss)
 
     def _position(self, shapes: tuple[tuple[int, int], ...], tokens: Tensor) -> Tensor:

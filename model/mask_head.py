@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from model.recompute import recomputed
 from model.upsampling import conv_of_upsampled
 
+PIXELS_AT_ONCE = 8192  # enough for products to run at their rate
+
 
 class PixelDecoder(nn.Module):
     """The mask feature: the finest level of the memory, enlarged, on top of the backbone's finest map.
@@ -76,11 +78,19 @@ class MaskPredictor(nn.Module):
 
     def forward(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         """Queries (N, Q, C) and mask feature (N, C, H, W) -> logits (N, K, scale * H, scale * W)."""
-        if not (self.checkpointing and self.training):
+        frames = self._frames_at_once(mask_feature)
+        if frames >= len(mask_feature):
             return self._logits(queries, mask_feature)
-        # A frame at a time: the backward pass then has the activations of one frame alone.
-        frames = zip(queries.split(1), mask_feature.split(1), strict=True)
-        return torch.cat([recomputed(self._logits, *frame) for frame in frames])
+        pieces = zip(queries.split(frames), mask_feature.split(frames), strict=True)
+        return torch.cat([recomputed(self._logits, *piece) for piece in pieces])
+
+    def _frames_at_once(self, mask_feature: Tensor) -> int:
+        """Of how many frames the MLP, `hidden_dim` wide, may have its activations at the same time."""
+        if self.checkpointing and self.training:
+            return 1  # in the backward pass
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler would unroll them
+            return len(mask_feature)
+        return max(1, PIXELS_AT_ONCE // mask_feature[0, 0].numel())
 
     def _logits(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         coarse = self.reduce(self._answer(queries, mask_feature))

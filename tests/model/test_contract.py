@@ -1,6 +1,7 @@
 """One contract for every combination of the family: shapes, gradients, batches, frames."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -242,6 +243,35 @@ def test_checkpointed_activations_give_the_same_gradients() -> None:
         gradients.append([parameter.grad.clone() for parameter in network.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["pvt_v2_b0", "res50", "convnext_atto"])
+def test_checkpointing_computes_nothing_a_third_time(backbone: str) -> None:
+    network = build_model(tiny({}, backbone)).train()
+    network.set_activation_checkpointing()
+    calls: Counter[torch.nn.Module] = Counter()
+    layers = [module for module in network.modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda module, _: calls.update([module]))
+    network(*example(1)).logits.square().mean().backward()
+    recomputed = [layer for layer in layers if calls[layer] == 2]
+    assert max(calls.values()) == 2
+    for part in (network.backbone, network.head.transformer.encoder_layers, network.head.transformer.decoder_layers):
+        assert not set(part.modules()).isdisjoint(recomputed)
+
+
+def test_masks_made_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_model(tiny({})).eval()
+    inputs = example(5)
+    seen: list[int] = []
+    network.head.mask_predictor.reduce.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+    with_gradient = network(*inputs)
+    monkeypatch.setattr("model.mask_head.PIXELS_AT_ONCE", 2 * 16 * 24 + 1)
+    with torch.no_grad():
+        without = network(*inputs)
+    assert seen == [5, 2, 2, 1]
+    for found, expected in zip(without, with_gradient, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_frozen_backbone_and_vggish_record_no_gradient() -> None:
