@@ -1,11 +1,10 @@
-"""Data sets in AVSBench's layouts, the audio front end, and the Lightning data module."""
+"""Data sets in AVSBench's layouts, the audio front end, and, in `dataloader.data_module`, the Lightning data module."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from dataloader.base import AudioVisualDataset, Clip
 from dataloader.binary import MS3Dataset, S4Dataset
-from dataloader.data_module import AVSDataModule, ClipBatchSampler
 from dataloader.semantic import V2Dataset
 from utils.registry import DATASETS, build
 
@@ -27,10 +26,8 @@ def build_dataset(cfg: Mapping[str, Any], *, where: str = "dataset", **extra: An
 
 
 __all__ = [
-    "AVSDataModule",
     "AudioVisualDataset",
     "Clip",
-    "ClipBatchSampler",
     "MS3Dataset",
     "S4Dataset",
     "V2Dataset",

@@ -2,7 +2,8 @@
 
     python scripts/benchmark_tasks.py '{"task": "rate", "precision": "32", "device": "cpu"}'
 
-takes a request as JSON and prints the result as one line of JSON, the last of its output.
+takes a request as JSON and prints the result as one line of JSON, the last of its output. What one task alone needs is
+imported there: a model's peak memory is not that of data sets, scores and a compiler.
 """
 
 import contextlib
@@ -26,19 +27,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count  # noqa: E402
 
-from dataloader import build_dataset  # noqa: E402
-from dataloader.palette import decode, decode_by_comparison, encode  # noqa: E402
 from model import build_model  # noqa: E402
 from scripts.dense_reference import dense_published, relative_error  # noqa: E402
-from scripts.literal_metrics import literal_f_score, literal_mask_iou, literal_semantic_sums  # noqa: E402
 from utils.checkpoint import load_weights  # noqa: E402
 from utils.config import load_config  # noqa: E402
 from utils.losses import build_criterion  # noqa: E402
-from utils.metrics import FScore, MaskIoU, SemanticScores  # noqa: E402
-from utils.pictures import predicted_classes  # noqa: E402
-from utils.scoring import AUTOCAST, round_weights  # noqa: E402
+from utils.precision import AUTOCAST, round_weights  # noqa: E402
 
 Request = Mapping[str, Any]
 Result = dict[str, Any]
@@ -74,6 +69,8 @@ def flops(request: Request) -> Result:
     Attention is counted through its plain form. What is no matrix product (deformable sampling, normalisation, softmax)
     is not counted: the limit that follows is a lower one.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     model = prepare(request)
     per_box: dict[str, float] = {}
     with sdpa_kernel(SDPBackend.MATH):
@@ -108,6 +105,8 @@ def convolution_backward_flops(
     **_: Any,
 ) -> int:
     """The forward pass's arithmetic for each gradient, of input and weight: PyTorch's own count forgets groups."""
+    from torch.utils.flop_counter import conv_flop_count
+
     return conv_flop_count(input_shape, weight_shape, gradient_shape, transposed) * sum(wanted[:2])
 
 
@@ -126,6 +125,8 @@ def check(request: Request) -> Result:
 def agreement(request: Request) -> Result:
     """How far masks of a precision agree with those of float32: intersection over union of the objects (K = 1), or the
     share of pixels of the same class."""
+    from utils.pictures import predicted_classes
+
     model = prepare(request)
     sample = batch(request)
     with torch.inference_mode():
@@ -146,7 +147,7 @@ def evaluate(request: Request) -> Result:
     device = torch.device(request["device"])
     model = prepare(request)
     if request["formulation"] == "ours" and request["precision"] in AUTOCAST:
-        round_weights(model, AUTOCAST[request["precision"]])  # as utils.scoring
+        round_weights(model, AUTOCAST[request["precision"]])  # as utils.scoring.ModelPredictor
     model = formulation(model, request)
     sample = batch(request)
 
@@ -227,6 +228,10 @@ def fusion(request: Request) -> Result:
 @task
 def metrics(request: Request) -> Result:
     """Scores and the reading of AVSS labels, against their literal definitions on the same input."""
+    from dataloader.palette import decode, decode_by_comparison, encode
+    from scripts.literal_metrics import literal_f_score, literal_mask_iou, literal_semantic_sums
+    from utils.metrics import FScore, MaskIoU, SemanticScores
+
     size = request["size"]
     cpu = torch.device("cpu")
     device = torch.device(request["device"])
@@ -288,6 +293,7 @@ def metrics(request: Request) -> Result:
 @task
 def loading(request: Request) -> Result:
     """Clips a second from disk, on drawn clips in the ms3 layout: the first pass (log-mels computed) and later ones."""
+    from dataloader import build_dataset
     from scripts.make_stamps import Settings, make_stamps
 
     clips = 8

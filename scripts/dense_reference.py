@@ -6,6 +6,7 @@
  - the deformable attention is softmax, location arithmetic and grid_sample, step by step;
  - multi-head attention keeps its weights (`need_weights=True`), and so does the picture backbone's;
  - all Q equal queries are decoded;
+ - training keeps the activations and dropout masks of feed-forward blocks;
  - products with the queries are written out before the mask MLP;
  - position encodings and reference points are computed anew in each call.
 Losses, optimizer and everything else are shared, so ratios between the two understate what the published scripts cost.
@@ -23,12 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import MultiheadAttention
+from model.dropout import Dropout
 from model.fusion import CSA, CrossModalMixer, FusionOutput
 from model.mask_head import MaskPredictor
 from model.moe import ChannelExperts, MixtureOfExperts, SecondChoice, SpatialExperts, Top2Router, counter_uniform
 from model.position import SinePositionalEncoding, SpatialShapes
 from model.query_generators import EncoderDecoderGenerator, GeneratedQueries
-from model.transformer import Transformer
+from model.transformer import FeedForward, Transformer
 from ops import MSDeformAttn
 from ops.reference import ms_deform_attn_torch, sampling_locations
 
@@ -169,6 +171,28 @@ def fresh_reference_points(shapes: SpatialShapes, device: torch.device) -> Tenso
         )
         levels.append(torch.stack((x.flatten(), y.flatten()), -1))
     return torch.cat(levels)
+
+
+def library_dropout(original: Dropout) -> nn.Dropout:
+    """PyTorch's dropout, which draws one decision at a time on a CPU and keeps them."""
+    return nn.Dropout(original.p)
+
+
+class DenseFeedForward(nn.Module):
+    """FeedForward that keeps its hidden activations for the backward pass."""
+
+    original: FeedForward
+
+    def __init__(self, original: FeedForward) -> None:
+        super().__init__()
+        self.original = original
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the original."""
+        o = self.original
+        hidden = o.dropout(F.gelu(o.linear1(x)))
+        out: Tensor = o.norm(x + o.dropout(o.linear2(hidden)))
+        return out
 
 
 class DenseTransformer(Transformer):
@@ -380,6 +404,8 @@ class DenseCSA(nn.Module):
 
 
 _DENSE: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    Dropout: library_dropout,
+    FeedForward: DenseFeedForward,
     MultiheadAttention: DenseAttention,
     MSDeformAttn: DenseDeformableAttention,
     SinePositionalEncoding: FreshPosition,

@@ -23,8 +23,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dataloader import AVSDataModule
 from dataloader.checks import check_data
+from dataloader.data_module import AVSDataModule
 from model import AVSModel, build_model
 from model.avs_model import among_zeros, places
 from utils.checkpointing import (

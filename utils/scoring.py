@@ -16,19 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dataloader import AudioVisualDataset, build_dataset
-from model.attention import MultiheadAttention
 from model.avs_model import among_zeros, places
-from model.fusion import CSA
-from model.moe import ChannelExperts, SpatialExperts
 from utils.errors import DataError
 from utils.evaluation import SCALARS, Scores
 from utils.files import atomic_path
 from utils.pictures import SheetRow, clip_rows, predicted_classes, save_masks, save_sheet
+from utils.precision import AUTOCAST, round_weights
 
 SHEET_CLIPS = 4
 SHEET_ROWS_A_CLIP = 3
-AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
-"""`process.precision` -> what autocast computes in; 32 goes without."""
 CERTAIN = 20.0
 """Logit of an oracle's pixel."""
 
@@ -71,22 +67,6 @@ class ModelPredictor:
         with amp:
             output = self.model(log_mel, frames, flag, answered)
         return among_zeros(output.logits.float(), answered, len(frames)).cpu()
-
-
-def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Store what autocast rounds in each call as rounded: weights of products and convolutions.
-
-    The answers stay the same, and reading and rounding all weights for each batch falls away. What autocast leaves in
-    float32 stays: norms, embeddings, the router, and the branch scores, whose weights are subtracted first.
-    """
-    subtracted = {module.branch_score for module in model.modules() if isinstance(module, CSA)}
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and module not in subtracted:
-            module.to(dtype)
-        elif isinstance(module, MultiheadAttention | ChannelExperts | SpatialExperts):
-            for name, parameter in module.named_parameters(recurse=False):
-                if not name.endswith("bias"):  # an expert's is added in float32
-                    parameter.data = parameter.data.to(dtype)
 
 
 class EverythingOracle:

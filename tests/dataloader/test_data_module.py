@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloader import AVSDataModule, ClipBatchSampler
+from dataloader.data_module import AVSDataModule, ClipBatchSampler
 from utils.errors import ConfigError
 
 Splits = Callable[..., dict[str, Any]]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from scripts import benchmark, benchmark_tasks
 
@@ -167,7 +168,7 @@ def test_arithmetic_of_a_grouped_convolution_and_its_gradients_is_counted_right(
     mapping = {torch.ops.aten.convolution_backward: benchmark_tasks.convolution_backward_flops}
     layer = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
     x = torch.randn(1, 8, 5, 5, requires_grad=True)
-    with benchmark_tasks.FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         layer(x).sum().backward()
     assert counter.get_total_flops() == 3 * (2 * 9 * 8 * 25)
 

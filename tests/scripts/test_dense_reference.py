@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import build_model
+from model.dropout import Dropout
 from model.moe import SecondChoice, Top2Router
 from scripts.dense_reference import dense_published, dense_routing, relative_error
 
@@ -97,7 +98,8 @@ def test_whole_model_equals_the_dense_formulation():
         found, expected = model.eval()(*frames), dense.eval()(*frames)
     for name in found._fields:
         assert relative_error(getattr(found, name), getattr(expected, name)) < 1e-5, name
-    assert not any(getattr(module, "fused_attn", False) for module in dense.modules())
+    for module in dense.modules():
+        assert not getattr(module, "fused_attn", False) and not isinstance(module, Dropout)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,11 +1,11 @@
-"""What scoring does to a model before it asks it."""
+"""Scoring in half precision."""
 
 import pytest
 import torch
 
 from model import build_model
 from tests.model.test_contract import MODELS, example, tiny
-from utils.scoring import round_weights
+from utils.precision import round_weights
 
 
 @pytest.mark.parametrize("name", MODELS)
