@@ -129,7 +129,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
             if clip.row.place in str(error):
                 raise
             raise DataError(f"{clip.row.place}: {error}") from error
-        if self.flip and self._mirrored(index):
+        if self.flip and self.split == "train" and self._mirrored(index):
             item["frames"], item["masks"] = item["frames"].flip(-1), item["masks"].flip(-1)
         return item
 
@@ -181,14 +181,14 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         return bool(np.random.default_rng((self.seed, int(self._epoch), index)).random() < 0.5)
 
 
-def check_size(owner: str, key: str, value: Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a config's value.
+def check_size(owner: str, key: str, value: Sequence[int], expected: str = "(height, width)") -> tuple[int, int]:
+    """The two lengths of a config's value.
 
     Raises:
         ConfigError: it is not a pair of positive whole numbers.
     """
     if not isinstance(value, Sequence) or len(value) != 2 or not all(type(n) is int and n > 0 for n in value):
-        raise ConfigError(f"{owner}: {key}={value!r}, expected (height, width) in pixels.")
+        raise ConfigError(f"{owner}: {key}={value!r}, expected {expected} in pixels.")
     return value[0], value[1]
 
 

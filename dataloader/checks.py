@@ -69,16 +69,6 @@ class Report:
             table.add_row(split, str(clips), str(bad), *(str(kinds[kind]) for kind in KINDS))
         return table
 
-    def raise_for_faults(self, *, command: str = "python scripts/check_data.py") -> None:
-        """Stop a run on broken data.
-
-        Raises:
-            DataError: there are faults; the message gives their number, the first one and how to see all.
-        """
-        if self.faults:
-            others = f"; {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
-            raise DataError(f"{str(self.faults[0]).rstrip('.')}{others}. See them all with: {command}")
-
 
 def check_data(
     cfg: Mapping[str, Any], *, workers: int | None = None, progress: bool = True, remember: bool = True

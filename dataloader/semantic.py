@@ -15,8 +15,14 @@ from dataloader.tables import Row, component, read_table
 from utils.errors import ConfigError, DataError
 from utils.registry import DATASETS
 
-# label of the table -> (real frames, labelled frames)
+# label of the table -> (frames, frames with a label in training); elsewhere all have one
 SUBSETS = {"v1s": (5, 1), "v1m": (5, 5), "v2": (10, 10)}
+
+
+def frames_of(label: str, split: str) -> tuple[int, int]:
+    """How many frames a clip of AVSS has, and how many of them, from the first on, have a label."""
+    frames, labelled_in_training = SUBSETS[label]
+    return frames, labelled_in_training if split == "train" else frames
 
 
 @DATASETS.register_module()
@@ -34,7 +40,8 @@ class V2Dataset(AudioVisualDataset):
         crop_img_and_mask: True: items are `crop_size` square, cut from the centre in training, stretched elsewhere.
         crop_size: side, pixels.
         resize_pred_mask: whether saved predictions are resized; read by the test script.
-        save_pred_mask_img_size: (height, width) of saved predictions; read by the test script.
+        save_pred_mask_img_size: (width, height) of saved predictions, in Pillow's order as published; read by the test
+            script.
         batch_size: clips a batch.
         audio: 'auto', 'wav' or 'log_mel'.
         cache_dir: for computed log-mels; None = `log_mel_cache` in `dir_base`.
@@ -81,7 +88,9 @@ class V2Dataset(AudioVisualDataset):
             max_seconds=max_seconds,
         )
         self.resize_pred_mask = resize_pred_mask
-        self.save_pred_mask_img_size = check_size("V2Dataset", "save_pred_mask_img_size", save_pred_mask_img_size)
+        self.save_pred_mask_img_size = check_size(
+            "V2Dataset", "save_pred_mask_img_size", save_pred_mask_img_size, "(width, height)"
+        )
         self.num_classes = num_class
         self.classes = read_classes(label_idx_path, num_class)
         self.meta_csv_path = Path(meta_csv_path)
@@ -108,7 +117,7 @@ class V2Dataset(AudioVisualDataset):
 
     def _clip(self, row: Row) -> Clip:
         folder = self.dir_base / component(row, "label") / component(row, "uid")
-        real, labelled = (min(count, self.frames_per_clip) for count in SUBSETS[row["label"]])
+        real, labelled = (min(count, self.frames_per_clip) for count in frames_of(row["label"], self.split))
         return Clip(
             name=row["uid"],
             frames=tuple(folder / "frames" / f"{number}.jpg" for number in range(real)),

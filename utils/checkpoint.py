@@ -102,7 +102,7 @@ def load_weights(model: nn.Module, path_or_state_dict: str | Path | Mapping[str,
         name: tensor[0] if tensor.shape == (1,) and name in expected and expected[name].dim() == 0 else tensor
         for name, tensor in weights.items()
     }
-    unused = _check(weights, expected, origin)
+    unused = check_weights(weights, expected, origin)
     if unused:
         log.info("%s: %d tensors that this model does not use: %s", origin, len(unused), ", ".join(unused))
     used = {name: weights[name] for name in expected}
@@ -220,7 +220,10 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
         if not name.startswith(("head.", "fc."))
     }
     network = backbone.get_submodule("network")
-    _check(renamed, network.state_dict(), str(path))
+    # Files older than PyTorch 0.4.1, as ResNet's, do not count the batches that normalisation has seen.
+    counters = {name: tensor for name, tensor in network.state_dict().items() if name.endswith(".num_batches_tracked")}
+    renamed = counters | renamed
+    check_weights(renamed, network.state_dict(), str(path))
     network.load_state_dict(renamed)
 
 
@@ -232,7 +235,7 @@ def load_vggish(vggish: nn.Module, path: str | Path) -> None:
     """
     weights = read_state_dict(path)
     expected = {name: tensor for name, tensor in vggish.state_dict().items() if not name.startswith("pca.")}
-    _check(weights, expected, str(path))
+    check_weights(weights, expected, str(path))
     vggish.load_state_dict(weights, strict=False)
 
 
@@ -251,12 +254,19 @@ def load_pca(pca: nn.Module, path: str | Path | None) -> None:
         raise CheckpointError(f"{path} holds no PCA parameters.")
     weights = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in content.items()}
     weights = {name: value.reshape(-1, 1) if name == "pca_means" else value for name, value in weights.items()}
-    _check(weights, pca.state_dict(), str(path))
+    check_weights(weights, pca.state_dict(), str(path))
     pca.load_state_dict(weights)
 
 
-def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str) -> list[str]:
-    """Names of tensors that may be left over; raises where anything else differs."""
+def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str) -> list[str]:
+    """Compare weights with those of a model, by name and shape.
+
+    Returns:
+        Names of tensors that no model uses and that may be left over.
+
+    Raises:
+        CheckpointError: anything else differs; `origin` says where the weights are from.
+    """
     missing = [name for name in expected if name not in weights]
     left_over = [name for name in weights if name not in expected]
     unused = [name for name in left_over if UNUSED.match(name)]

@@ -216,8 +216,8 @@ def _everything_of(frame: Path) -> Path:
 def _save(folder: Path, dataset: AudioVisualDataset, index: int, logits: Tensor) -> None:
     clip = dataset.clips[index]
     predictions = predicted_classes(logits)[: len(clip.frames)]
-    size = getattr(dataset, "save_pred_mask_img_size", None)
-    if size is not None and getattr(dataset, "resize_pred_mask", False):
-        predictions = F.interpolate(predictions[:, None], size=size, mode="nearest")[:, 0]
+    if getattr(dataset, "resize_pred_mask", False):
+        width, height = dataset.save_pred_mask_img_size  # type: ignore[attr-defined]
+        predictions = F.interpolate(predictions[:, None], size=(height, width), mode="nearest")[:, 0]
     category = clip.row["category"] if dataset.task == "s4" else ""
     save_masks(folder, clip.name, predictions, category=category, semantic=dataset.task == "avss")

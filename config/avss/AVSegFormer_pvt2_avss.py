@@ -7,3 +7,5 @@ model = dict(
     head=dict(num_classes=71),
     T=10,
 )
+
+dataset = {split: dict(crop_img_and_mask=True, resize_pred_mask=True) for split in ("train", "val", "test")}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dataloader.audio import SAMPLE_RATE
 from dataloader.palette import encode
-from dataloader.semantic import SUBSETS
+from dataloader.semantic import SUBSETS, frames_of
 from scripts.stamps.library import Library, class_names
 from scripts.stamps.scene import Recipe, Scene, compose
 from utils.files import atomic_path
@@ -94,7 +94,7 @@ def make(root: Path, order: Order, library: Library, *, size: int, seed: int) ->
     """
     rng = np.random.default_rng((seed, _stable(order.task), SPLITS.index(order.split), order.number))
     steady = order.task == "s4" or order.label == "v1s"
-    frames = SUBSETS[order.label][0] if order.label else 5
+    frames = frames_of(order.label, order.split)[0] if order.label else 5
     recipe = Recipe(
         frames=frames,
         objects=(0.4, 0.4, 0.2) if steady else _CROWDS["objects"],
@@ -161,7 +161,7 @@ def _write_binary(folder: Path, order: Order, scene: Scene) -> None:
 
 def _write_semantic(folder: Path, order: Order, scene: Scene) -> None:
     clip = folder / order.label / order.name
-    labelled = SUBSETS[order.label][1] if order.split == "train" else len(scene.frames)
+    _, labelled = frames_of(order.label, order.split)
     _save_all(clip / "frames", "{}.jpg", scene.frames, first=0)
     _save_all(clip / "labels_rgb", "{}.png", encode(scene.sounding_objects()[:labelled]), first=0)
     _save_all(clip / "all_objects_rgb", "{}.png", encode(scene.all_objects()), first=0)

@@ -156,7 +156,6 @@ ONLY_THE_PREFLIGHT_MINDS = {"frame of another size", "mask of another size", "ma
 def test_good_data_has_no_faults(drawn: Path, splits: Splits, task: str) -> None:
     report = check(config(drawn, splits, task), remember=False)
     assert report.ok and report.clips == {"train": 4, "val": 3, "test": 3}
-    report.raise_for_faults()
 
 
 def avss_clip(root: Path) -> Path:
@@ -194,7 +193,7 @@ def test_broken_data_of_the_other_layouts_is_named(
 
 
 def test_avss_masks_beyond_the_labelled_frames_are_not_asked_for(own: Path, splits: Splits) -> None:
-    for path in (own / "AVSS/v1s").glob("*/labels_rgb/[1-9].png"):
+    for path in (own / "AVSS/v1s").glob("*_train_*/labels_rgb/[1-9].png"):
         path.unlink()
     assert check(config(own, splits, "avss")).ok
 
@@ -275,8 +274,6 @@ def test_every_fault_is_counted_and_the_rest_still_checked(own: Path, splits: Sp
     ]
     cells = [list(column.cells) for column in report.table().columns]
     assert cells[0] == ["train", "val", "test"] and cells[2] == ["0", "1", "1"]
-    with pytest.raises(DataError, match=r"; 3 more\. See them all with: check it"):
-        report.raise_for_faults(command="check it")
 
 
 def test_workers_find_the_same(own: Path, splits: Splits) -> None:

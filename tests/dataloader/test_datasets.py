@@ -52,12 +52,12 @@ def test_s4_labels_only_the_first_training_frame(drawn: Path, splits: Splits, sp
     assert int((item["masks"].flatten(1).sum(1) > 0).sum()) == labelled
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_avss_flags_follow_the_subset(drawn: Path, splits: Splits, split: str) -> None:
+@pytest.mark.parametrize(("split", "v1s"), [("train", (5, 1)), ("val", (5, 5)), ("test", (5, 5))])
+def test_avss_flags_follow_the_subset(drawn: Path, splits: Splits, split: str, v1s: tuple[int, int]) -> None:
     dataset = build_dataset(splits(drawn, "avss")[split])
     keys = ("vid_temporal_mask_flag", "gt_temporal_mask_flag")
     flags = {item["name"].split("_")[0]: tuple(int(item[key].sum()) for key in keys) for item in dataset}
-    assert flags == {"v1s": (5, 1), "v1m": (5, 5), "v2": (10, 10)}
+    assert flags == {"v1s": v1s, "v1m": (5, 5), "v2": (10, 10)}
 
 
 def test_avss_classes_come_from_the_class_list(drawn: Path, splits: Splits) -> None:

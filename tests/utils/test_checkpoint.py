@@ -160,7 +160,7 @@ def test_pretrained_files_as_handed_out_load(tmp_path: Path, backbone: str) -> N
     loaded = build_model(cfg)
     for part in ("backbone", "vggish"):
         assert same(dict(getattr(source, part).state_dict()), dict(getattr(loaded, part).state_dict()))
-    picture.popitem()
+    del picture[next(iter(picture))]
     torch.save(picture, tmp_path / "picture.pth")
     with pytest.raises(CheckpointError, match=r"picture\.pth does not fit the model: 1 missing"):
         build_model(cfg)
@@ -176,6 +176,14 @@ def test_timms_own_file_loads_into_its_feature_maps(tmp_path: Path) -> None:
     frames = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(backbone.eval()(frames)[-1], whole.eval().forward_features(frames))
+
+
+def test_a_resnet_file_that_counts_no_batches_loads(tmp_path: Path) -> None:
+    source, target = (build_model(tiny({}, "res50")).backbone for _ in range(2))
+    old = {name: tensor for name, tensor in source.network.state_dict().items() if "num_batches_tracked" not in name}
+    torch.save(old, tmp_path / "resnet.pth")
+    load_backbone(target, tmp_path / "resnet.pth")
+    assert same(dict(source.state_dict()), dict(target.state_dict()))
 
 
 def test_pca_rotates_clips_and_rounds(tmp_path: Path) -> None:

@@ -62,6 +62,16 @@ def test_overrides_reach_every_section() -> None:
     assert (cfg.model.head.query_num, cfg.dataset.train.batch_size, cfg.optimizer.lr) == (7, 3, 1e-3)
     assert load_config("config/ms3/MoDAT_pvt2_ms3.py", ["process.precision=32"]).process.precision == "32"
     assert load_config("config/ms3/MoDAT_pvt2_ms3.py", ["process.lr_schedule=None"]).process.lr_schedule is None
+    words = ["process.compile=true", "process.check_data=false", "process.clip_grad_norm=null", "process.work_dir=7"]
+    process = load_config("config/ms3/MoDAT_pvt2_ms3.py", words).process
+    assert (process.compile, process.check_data, process.clip_grad_norm) == (True, False, None)
+    assert process.work_dir == "7"
+
+
+def test_published_avss_settings_of_each_family() -> None:
+    for name, crop in (("MoDAT_pvt2", False), ("AVSegFormer_pvt2", True), ("AVSegFormer_res50", True)):
+        for split in load_config(f"config/avss/{name}_avss.py").dataset.values():
+            assert split.crop_img_and_mask == split.resize_pred_mask == crop and split.batch_size == 2
 
 
 WRONG = {
@@ -70,6 +80,7 @@ WRONG = {
     "process.train_epochs=0": "process.train_epochs=0 must be a whole number, 1 or more",
     "process.seed=-1": "process.seed=-1 must be",
     "process.num_works=two": "process.num_works='two' must be a whole number",
+    "process.compile=no": "process.compile='no': give True or False",
     "process.lr_schedule.type=linear": "process.lr_schedule.type='linear'",
     "process.lr_schedule.gama=1": "process.lr_schedule.gama",
     "optimizer.type=SGD": "optimizer.type='SGD' is none of 'AdamW'",

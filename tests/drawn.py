@@ -1,4 +1,4 @@
-"""Drawn data in all three layouts, made once, and copies of it to break."""
+"""Fixtures: drawn data in all three layouts, made once, and copies of it to break."""
 
 import shutil
 from collections.abc import Callable
