@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.runtime import ROOT, apply_allocator, ensure_stamps, find_file, run, shipped_configs
+from utils.runtime import ROOT, ensure_stamps, find_file, run, shipped_configs
 
 SOUNDS = ("real", "silence", "noise", "shuffled")
 
@@ -64,7 +64,6 @@ def main() -> int:
     from utils.sounds import ReplacedSound
 
     cfg = load_config(config, options.overrides, options.task)
-    apply_allocator(cfg.process.keep_allocator)
     ensure_stamps(cfg, config)
     folder = Path(cfg.process.work_dir) / config.stem
     where = f"dataset.{options.split}"
@@ -124,9 +123,9 @@ def load_predictor(cfg: Any, checkpoint: Path) -> Any:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_precision(cfg.process.precision, device.type)
     # The checkpoint brings all weights; files of pretrained parts need not be at hand.
-    cfg.model.backbone.init_weights_path = None
-    if "vggish" in cfg.model:
-        cfg.model.vggish.pretrained_vggish_model_path = None
+    for part, key in (("backbone", "init_weights_path"), ("vggish", "pretrained_vggish_model_path")):
+        if key in cfg.model.get(part, {}):
+            cfg.model[part][key] = None
     model = build_model(cfg.model)
     load_weights(model, checkpoint)
     if cfg.process.compile:

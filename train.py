@@ -3,8 +3,9 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
-from utils.runtime import ROOT, apply_allocator, ensure_stamps, find_file, run, shipped_configs
+from utils.runtime import ROOT, ensure_stamps, find_file, run, shipped_configs
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,13 +28,14 @@ def main() -> int:
     """Check the request, make data where that can be done, train."""
     options = parse()
     config = find_file(options.config, "the config")
+    # With these words Lightning starts the processes of further GPUs, from the folder that is entered now.
+    sys.argv = [str(Path(__file__).resolve()), *(str(config) if x == options.config else x for x in sys.argv[1:])]
     os.chdir(ROOT)
     # Imported only now: --help and a mistyped path should not wait for torch.
     from utils.config import load_config
     from utils.engine import train
 
     cfg = load_config(config, options.overrides, options.task)
-    apply_allocator(cfg.process.keep_allocator)
     ensure_stamps(cfg, config)
     train(cfg, config.stem, resume=options.resume, overwrite=options.overwrite)
     return 0

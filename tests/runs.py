@@ -135,21 +135,26 @@ def command(*arguments: object, script: str = "train.py") -> list[str]:
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
 
 
-def start(*arguments: object, script: str = "train.py", **extra: str) -> subprocess.Popen[str]:
-    """Start an entry point in a process group of its own."""
+def start(
+    *arguments: object, script: str = "train.py", folder: Path | None = None, **extra: str
+) -> subprocess.Popen[str]:
+    """Start an entry point in a process group of its own, from a folder."""
     return subprocess.Popen(
         command(*arguments, script=script),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(**extra),
+        cwd=folder,
         start_new_session=True,
     )
 
 
-def finish(*arguments: object, script: str = "train.py", status: int | None = 0, **extra: str) -> str:
+def finish(
+    *arguments: object, script: str = "train.py", folder: Path | None = None, status: int | None = 0, **extra: str
+) -> str:
     """Run an entry point to its end and return what it printed; `status` is what it has to exit with (None: any)."""
-    process = start(*arguments, script=script, **extra)
+    process = start(*arguments, script=script, folder=folder, **extra)
     output, _ = process.communicate(timeout=600)
     assert status is None or process.returncode == status, f"status {process.returncode}:\n{output}"
     return output

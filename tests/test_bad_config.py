@@ -8,7 +8,7 @@ from dataloader import build_dataset
 from model import build_model
 from tests.runs import make_data, write_config
 from utils.config import load_config
-from utils.engine import build_trainer, check_classes, check_optimizer
+from utils.engine import build_trainer, check_classes, check_optimizer, train
 from utils.errors import UserError
 
 MISTAKES = [
@@ -17,11 +17,13 @@ MISTAKES = [
     ("process.train_epoch=3", "did you mean 'train_epochs'"),
     ("process.precision=8", "process.precision='8' is none of '32', 'bf16', '16'"),
     ("process.precision=16", "process.precision=16 needs a GPU"),
-    ("process.lr_schedule={'type': 'poly'}", "process.lr_schedule.type='poly'"),
-    ("process.lr_schedule={'type': 'cosine', 'warmup': 3}", "did you mean 'warmup_steps'"),
+    ("process.lr_schedule=cosine", "process.lr_schedule='cosine': give None or dict(type=...)"),
+    ("process.lr_schedule={'type':'poly'}", "process.lr_schedule.type='poly'"),
+    ("process.lr_schedule={'type':'cosine','warmup':3}", "did you mean 'warmup_steps'"),
     ("process.lr_scaling=sqrt", "process.lr_scaling='sqrt'"),
     ("process.matmul_precision=low", "process.matmul_precision='low'"),
     ("process.devices=0", "process.devices=0: give 'auto' or a number"),
+    ("process.strategy=fsdp process.clip_grad_norm=1", "process.strategy='fsdp' cannot limit the gradient's norm"),
     ("process.strategy=zero", "process.strategy='zero'"),
     ("process.seed=-1", "process.seed=-1 must be a whole number, 0 or more"),
     ("process.clip_grad_norm=-1", "process.clip_grad_norm=-1: give None or a number above 0"),
@@ -33,16 +35,16 @@ MISTAKES = [
     ("optimizer.betas=0.9", "optimizer.betas=0.9"),
     ("optimizer.momentum=0.9", "optimizer.momentum is no option"),
     ("loss.loss_type=focal", "loss.loss_type='focal'"),
-    ("loss.weight_dict={'iou': 1}", "loss.weight_dict.iou is no loss"),
+    ("loss.weight_dict={'iou':1}", "loss.weight_dict.iou is no loss"),
     ("loss.weight=3", "did you mean 'weight_dict'"),
     ("model.type=MoDATT", "did you mean 'MoDAT'"),
     ("model.backbone.type=pvt_v9", "model.backbone.type='pvt_v9' is no network of timm's"),
     ("model.backbone.init_weights_path=/nowhere.pth", "no weights file /nowhere.pth"),
     ("model.backbone.pretrained=True", "model.backbone.pretrained is no option"),
     ("model.vggish.pretrained_vggish_model_path=/nowhere.pth", "no weights file /nowhere.pth"),
-    ("model.vggish.channels=(4, 4)", "VGGish has four stages, got channels=(4, 4)"),
+    ("model.vggish.channels=(4,4)", "VGGish has four stages, got channels=(4, 4)"),
     ("model.embed_dim=30", "embed_dim=30 is not a multiple"),
-    ("model.neck={'type': 'FPN'}", "model.neck must be None"),
+    ("model.neck={'type':'FPN'}", "model.neck must be None"),
     ("model.head.type=Head", "did you mean 'SegHead'"),
     ("model.head.num_classes=71", "model.head.num_classes=71, but dataset.train has 1 classes"),
     ("model.head.query_generator.type=Generator", "model.head.query_generator.type='Generator'"),
@@ -53,12 +55,13 @@ MISTAKES = [
     ("model.head.fusion_block.second_policy_train=some", "'some' is none of all, none, threshold, random"),
     ("model.head.fusion_block.num_experts=0", "num_experts=0"),
     ("model.head.fusion_block.branches=none", "branches is 'both', 'channel' or 'spatial', got 'none'"),
+    ("model.T=10", "model.T=10, but clips of dataset.train have 5 frames"),
     ("model.head.depth.x=1", "model.head has no 'depth'"),
     ("dataset.train.type=MS4Dataset", "dataset.train.type='MS4Dataset' is no data set"),
     ("dataset.train.type=S4Dataset", "its splits belong to different tasks"),
     ("dataset.train.split=training", "has no clip of the split 'training'"),
     ("dataset.train.img_size=64", "img_size=64, expected (height, width)"),
-    ("dataset.train.img_size=(0, 64)", "img_size=(0, 64)"),
+    ("dataset.train.img_size=(0,64)", "img_size=(0, 64)"),
     ("dataset.train.batch_size=0", "batch_size=0, expected a whole number above zero"),
     ("dataset.train.anno_csv=/nowhere.csv", "the table /nowhere.csv is missing"),
     ("dataset.train.audio=mp3", "audio='mp3', expected one of auto, wav, log_mel"),
@@ -96,5 +99,20 @@ def test_the_config_is_sound_without_a_mistake(config: Path) -> None:
 def test_a_mistake_is_named(config: Path, override: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError) as caught:
-        prepare(config, override)
+        prepare(config, *override.split(" "))
     assert words in str(caught.value)
+
+
+def test_a_run_is_deleted_only_once_the_new_one_can_start(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "MS3_best.pth").write_bytes(b"weights")
+    for overrides, overwrite, words in (
+        ([], False, r"already holds a run \(MS3_best\.pth\)"),
+        (["optimizer.lr=-1"], True, r"optimizer\.lr=-1"),
+        (["model.backbone.type=pvt_v9"], True, "no network of timm's"),
+    ):
+        cfg = load_config(config, [f"process.work_dir={tmp_path}", *overrides])
+        with pytest.raises(UserError, match=words):
+            train(cfg, "tiny", overwrite=overwrite)
+        assert (folder / "MS3_best.pth").read_bytes() == b"weights"

@@ -44,7 +44,8 @@ def distributed_config(folder: Path, data: Path, task: str, processes: int) -> P
 
 
 def run(folder: Path, data: Path, task: str, processes: int) -> Path:
-    finish(task, distributed_config(folder, data, task, processes))
+    # By a path that holds from this folder only: further processes are started from another one.
+    finish(task, distributed_config(folder, data, task, processes).name, folder=folder)
     return folder / "work_dir/tiny"
 
 

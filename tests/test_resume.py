@@ -179,6 +179,16 @@ def test_a_longer_run_goes_on_from_a_finished_one(config: Path, straight: Path) 
     folder = config.parent / "work_dir/tiny"
     shutil.copytree(straight, folder)
     finish("ms3", config, "--resume", "process.train_epochs=3")
-    assert read_checkpoint(folder / LAST)["run"] == {"epoch": 3, "batch": 0, "validation_pending": False, "step": 9}
+    run = read_checkpoint(folder / LAST)["run"]
+    assert (run["epoch"], run["batch"], run["validation_pending"], run["step"]) == (3, 0, False, 9)
     kept = (straight / "metrics.csv").read_text()
     assert (folder / "metrics.csv").read_text().startswith(kept)
+
+
+def test_a_run_of_another_model_is_refused_and_left_as_it_is(config: Path, straight: Path) -> None:
+    folder = config.parent / "work_dir/tiny"
+    shutil.copytree(straight, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    output = finish("ms3", config, "--resume", "process.train_epochs=3", "model.head.query_num=7", status=2)
+    assert f"{LAST} does not fit the model" in output and "learnable_query" in output and "Traceback" not in output
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before

@@ -4,7 +4,7 @@ import errno
 import functools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -145,6 +145,24 @@ def find_resumable(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict
     return None
 
 
+def check_order(position: Mapping[str, Any], order: Mapping[str, int]) -> None:
+    """See that a run that goes on within an epoch meets the batches that are left of it.
+
+    Args:
+        position: the checkpoint's `run` entry.
+        order: what the order of batches follows from now, by the names of config keys.
+
+    Raises:
+        CheckpointError: the checkpoint was written within an epoch of another order.
+    """
+    for name, before in position.get("order", {}).items():
+        if position["batch"] and order[name] != before:
+            raise CheckpointError(
+                f"the run stands within epoch {position['epoch'] + 1}, begun with {name}={before}, and {name} is "
+                f"{order[name]} now: finish that epoch as it was begun, or start anew with --overwrite."
+            )
+
+
 class StopSignals:
     """Notes SIGTERM, SIGINT and SIGUSR1 while training, so that the run can save and end between two steps.
 
@@ -178,14 +196,14 @@ class RunCheckpoint(Checkpoint):
     Args:
         folder: of the run.
         interval: optimizer steps between checkpoints within an epoch; 0 = none.
-        accumulate: batches an optimizer step.
+        order: what the order of batches follows from, see `check_order`; `process.accumulate` is batches a step.
         signals: what asks the run to stop.
     """
 
-    def __init__(self, folder: Path, *, interval: int, accumulate: int, signals: StopSignals) -> None:
+    def __init__(self, folder: Path, *, interval: int, order: Mapping[str, int], signals: StopSignals) -> None:
         self.path = folder / LAST
         self.interval = interval
-        self.accumulate = accumulate
+        self.order = dict(order)
         self.signals = signals
         self._position = {"epoch": 0, "batch": 0, "validation_pending": False}
 
@@ -196,7 +214,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save within an epoch. After its last batch the validation, or the epoch's end, comes first."""
         done = batch_idx + 1
-        if done >= trainer.num_training_batches or done % self.accumulate:
+        if done >= trainer.num_training_batches or done % self.order["process.accumulate"]:
             return
         stop = self._agreed(trainer)
         if stop or (self.interval and trainer.global_step % self.interval == 0):
@@ -228,7 +246,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add where the run stands."""
-        checkpoint[RUN_KEY] = {**self._position, "step": trainer.global_step}
+        checkpoint[RUN_KEY] = {**self._position, "step": trainer.global_step, "order": self.order}
         if self._position["validation_pending"]:
             # To Lightning: one batch of the validation begun, none done. It then starts the validation over.
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}

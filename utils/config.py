@@ -82,13 +82,12 @@ class ProcessConfig:
         compile: compile the model.
         activation_checkpointing: recompute activations in the backward pass.
         detect_anomaly: name the operation behind a NaN in the backward pass; slow.
-        deterministic: deterministic algorithms alone.
+        deterministic: deterministic algorithms alone; on GPUs, where PyTorch has them.
         log_interval: steps between two lines of the log.
         check_data: look at every file of the data set before the first epoch.
         cache_features: keep the embeddings of a frozen VGGish, on disk.
         cache_backbone: keep the maps of the backbone while it is frozen, on disk: 1.6 MB a frame of 224 pixels with
             PVTv2. It then runs in evaluation mode, without stochastic depth.
-        keep_allocator: let the C library keep freed memory (set by the launchers).
         drop_last: leave out a last batch that is not full, in training.
         lr_scaling: None, or 'linear': the learning rate holds for one device and grows with their number.
     """
@@ -118,11 +117,12 @@ class ProcessConfig:
     check_data: bool = True
     cache_features: bool = True
     cache_backbone: bool = False
-    keep_allocator: bool = True
     drop_last: bool = False
     lr_scaling: str | None = None
 
 
+WORDS = {"true": "True", "false": "False", "null": "None"}
+"""Other languages' words in an override, and Python's."""
 _TABLES: dict[str, type] = {"optimizer": OptimizerConfig, "loss": LossConfig, "process": ProcessConfig}
 _CHOICES = {
     "optimizer.type": ("AdamW",),
@@ -150,7 +150,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), task: str | Non
 
     Args:
         path: a Python file with `model`, `dataset`, `optimizer`, `loss` and `process`, its own or by `_base_`.
-        overrides: `key=value` for any key, dots between levels; values are Python literals, or plain words.
+        overrides: `key=value` for any key, dots between levels; values are Python literals (`true`, `false` and `null`
+            are understood), or plain words.
         task: 's4', 'ms3' or 'avss', which the config must fit; None takes the config's.
 
     Returns:
@@ -201,7 +202,7 @@ def _override(cfg: Config, override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"{override!r} is no override: write key=value, process.train_epochs=3 for one.")
     try:
-        value = ast.literal_eval(text)
+        value = ast.literal_eval(WORDS.get(text, text))
     except (ValueError, SyntaxError):
         value = text
     *parents, leaf = key.split(".")
@@ -223,15 +224,18 @@ def _override(cfg: Config, override: str) -> None:
 
 
 def _filled(table: type, given: Mapping[str, Any], section: str) -> ConfigDict:
-    known = [item.name for item in dataclasses.fields(table)]
+    defaults = {item.name: item.default for item in dataclasses.fields(table)}
+    known = list(defaults)
     if not isinstance(given, Mapping):
         raise ConfigError(f"{section} must be a dictionary, got {given!r}.")
     for key in given:
         if key not in known:
             raise ConfigError(f"{section}.{key} is no option: {suggestion(key, known)}")
+        if isinstance(defaults[key], bool) and not isinstance(given[key], bool):
+            raise ConfigError(f"{section}.{key}={given[key]!r}: give True or False.")
     values = dataclasses.asdict(table(**given))
     if section == "process":
-        values["precision"] = str(values["precision"])
+        values |= {key: str(values[key]) for key in ("precision", "work_dir")}
     return ConfigDict(values)
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecision
 from torch.utils.data import DataLoader
 
 from dataloader.checks import check_data
 from dataloader.data_module import AVSDataModule
 from model import AVSModel, build_model
 from model.avs_model import among_zeros, places
+from utils.checkpoint import check_weights
 from utils.checkpointing import (
     LAST,
     PREVIOUS,
@@ -34,9 +36,11 @@ from utils.checkpointing import (
     BestWeights,
     RunCheckpoint,
     StopSignals,
+    check_order,
     check_writable,
     explain_write_error,
     find_resumable,
+    read_checkpoint,
     write_atomically,
 )
 from utils.errors import ConfigError, DataError, UserError
@@ -153,7 +157,16 @@ class AVSTraining(LightningModule):
         losses = self._losses_of(batch, self._forward(batch, labelled), labelled)
         self._losses = {name: value.detach() for name, value in losses.items()}
         self._stop_if_not_finite(batch, batch_idx)
-        return losses["total"]
+        return losses["total"] * self._share_of_step(batch_idx)
+
+    def on_after_backward(self) -> None:
+        """Average the running statistics of batch normalisation that does not do so itself, as on CPUs."""
+        buffers = self._local_statistics()
+        if self.trainer.world_size == 1 or not buffers:
+            return
+        mean = self._across_processes(torch.cat([x.flatten() for x in buffers]), "SUM") / self.trainer.world_size
+        for buffer, shared in zip(buffers, mean.split([x.numel() for x in buffers]), strict=True):
+            buffer.copy_(shared.view_as(buffer))
 
     def on_validation_epoch_start(self) -> None:
         """Start the scores anew, also where an interrupted validation is done again."""
@@ -203,6 +216,20 @@ class AVSTraining(LightningModule):
             self.criterion(out, masks, flag) if answered is None else self.criterion(out, masks[answered])
         )
         return losses
+
+    def _share_of_step(self, batch_idx: int) -> float:
+        """Lightning divides each batch's loss by `accumulate`; an epoch's last step may have fewer batches."""
+        accumulate, batches = self.process["accumulate"], self.trainer.num_training_batches
+        return float(accumulate / min(accumulate, batches - batch_idx // accumulate * accumulate))
+
+    def _local_statistics(self) -> list[Tensor]:
+        return [
+            statistic
+            for module in self.model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+            for statistic in (module.running_mean, module.running_var)
+            if statistic is not None
+        ]
 
     def _begin_epoch(self) -> None:
         epoch, trainer = self.current_epoch, self.trainer
@@ -356,7 +383,7 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
     console = Console(soft_wrap=True, highlight=False, quiet=rank() != 0)
     quiet_lightning()
     if rank() == 0:
-        prepare_folder(folder, resume=resume, overwrite=overwrite)
+        prepare_folder(folder, best=BEST_FILES[cfg.task], resume=resume, overwrite=overwrite)
         if process.check_data:
             refuse_broken_data(cfg)
     found = find_resumable(folder, console.print) if resume else None
@@ -371,10 +398,21 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
     data = RunData(cfg, epoch=position["epoch"], batch=position["batch"])
     data.setup("fit")
     module = build_module(cfg, data.dataset("train").num_classes, folder)
+    order = {
+        "dataset.train.batch_size": data.dataset("train").batch_size,
+        "process.accumulate": process.accumulate,
+        "process.seed": process.seed,
+        "the number of processes": math.prod(processes(process, accelerator())),
+    }
+    if found:
+        check_order(position, order)
+        check_weights(read_checkpoint(found[0])["state_dict"], module.state_dict(), str(found[0]))
     signals, best = StopSignals(), BestWeights(folder, BEST_FILES[cfg.task])
     log = None
     if rank() == 0:
-        # Written by the main process alone, and only once data and model are known to fit.
+        # Deleted and written by the main process alone, and only once data and model are known to fit.
+        if overwrite:
+            empty(folder)
         write_atomically(folder / CONFIG_FILE, lambda file: file.write(str(cfg.pretty_text).encode()))
         log = open_log(cfg.task, folder, position if found else None)
     trainer = build_trainer(
@@ -384,7 +422,7 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
             RunLogger(log, folder, interval=process.log_interval, accumulate=process.accumulate, title=name),
             TrainingProgress(console),
             best,
-            RunCheckpoint(folder, interval=process.checkpoint_interval, accumulate=process.accumulate, signals=signals),
+            RunCheckpoint(folder, interval=process.checkpoint_interval, order=order, signals=signals),
         ],
     )
     console.print(describe(cfg, module, data, trainer, folder, position))
@@ -453,7 +491,7 @@ def build_module(cfg: Any, num_classes: int, folder: Path) -> AVSTraining:
 
 
 def check_classes(cfg: Any) -> None:
-    """See that the model answers in the classes that the data has.
+    """See that the model answers in the classes that the data has, for clips of its length.
 
     Raises:
         ConfigError: it does not.
@@ -463,6 +501,9 @@ def check_classes(cfg: Any) -> None:
         expected = split.get("num_class", 71) if cfg.task == "avss" else 1
         if classes != expected:
             raise ConfigError(f"model.head.num_classes={classes}, but dataset.{name} has {expected} classes.")
+        frames = split.get("mask_num", 10) if cfg.task == "avss" else split.get("frames_per_clip", 5)
+        if cfg.model.get("T", 5) != frames:
+            raise ConfigError(f"model.T={cfg.model.get('T', 5)}, but clips of dataset.{name} have {frames} frames.")
 
 
 def check_optimizer(options: Mapping[str, Any], clip_grad_norm: Any) -> None:
@@ -498,24 +539,26 @@ def build_trainer(process: Mapping[str, Any], folder: Path, callbacks: list[Call
     Raises:
         ConfigError: the machine lacks what is asked for.
     """
-    accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    precision = check_precision(process["precision"], "cuda" if accelerator == "gpu" else "cpu")
-    devices, num_nodes = processes(process, accelerator)
+    if process["strategy"] == "fsdp" and process["clip_grad_norm"] is not None:
+        raise ConfigError("process.strategy='fsdp' cannot limit the gradient's norm: set process.clip_grad_norm=None.")
+    kind = accelerator()
+    precision = check_precision(process["precision"], "cuda" if kind == "gpu" else "cpu")
+    devices, num_nodes = processes(process, kind)
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ:
         # Lightning would write a checkpoint of its own, in a place and a way of its own.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     try:
         return Trainer(
-            accelerator=accelerator,
+            accelerator=kind,
             devices=devices,
             num_nodes=num_nodes,
-            strategy=build_strategy(str(process["strategy"]), accelerator, devices * num_nodes),
+            strategy=build_strategy(str(process["strategy"]), kind, devices * num_nodes),
             precision=precision,  # type: ignore[arg-type]
             max_epochs=process["train_epochs"],
             accumulate_grad_batches=process["accumulate"],
             gradient_clip_val=process["clip_grad_norm"],
-            sync_batchnorm=bool(process["sync_batchnorm"]) and accelerator == "gpu" and devices * num_nodes > 1,
+            sync_batchnorm=bool(process["sync_batchnorm"]) and kind == "gpu" and devices * num_nodes > 1,
             detect_anomaly=process["detect_anomaly"],
             default_root_dir=str(folder),
             callbacks=callbacks,
@@ -529,6 +572,11 @@ def build_trainer(process: Mapping[str, Any], folder: Path, callbacks: list[Call
     except (ValueError, MisconfigurationException) as error:
         wanted = ", ".join(f"process.{key}={process[key]!r}" for key in ("strategy", "devices", "num_nodes"))
         raise ConfigError(f"{wanted} cannot be had on this machine: {error}") from error
+
+
+def accelerator() -> str:
+    """Lightning's name of what this machine computes on."""
+    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def processes(process: Mapping[str, Any], accelerator: str) -> tuple[int, int]:
@@ -554,18 +602,25 @@ def build_strategy(name: str, accelerator: str, world_size: int) -> str | Strate
             return "auto"
         return DDPStrategy(
             process_group_backend="nccl" if accelerator == "gpu" else "gloo",
-            # Buffers are the same everywhere (SyncBatchNorm sees to the statistics), and an exchange at each forward
-            # would hang where processes have different numbers of validation batches.
+            # Buffers are the same everywhere (for running statistics see AVSTraining.on_after_backward), and exchanging
+            # them at each forward would hang where processes have different numbers of validation batches.
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
     if name == "fsdp":
-        return FSDPStrategy(state_dict_type="full")
+        # Autocast alone lowers the precision, as elsewhere: the router, norms and pictures stay in float32.
+        return FSDPStrategy(state_dict_type="full", mixed_precision=MixedPrecision())
     return name
 
 
-def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def prepare_folder(folder: Path, *, best: Iterable[str], resume: bool, overwrite: bool) -> None:
     """Make the run's folder; refuse one that holds a run, unless told what to do with it.
+
+    Args:
+        folder: of the run.
+        best: names of the weights that the run will keep.
+        resume: a run there is to go on.
+        overwrite: a run there may be deleted.
 
     Raises:
         ConfigError: it holds a run, or both ways out were asked for.
@@ -573,16 +628,19 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other.")
-    used = [name for name in (LAST, PREVIOUS, METRICS_FILE) if (folder / name).exists()]
+    used = [name for name in (LAST, PREVIOUS, METRICS_FILE, *best) if (folder / name).exists()]
     if used and not (resume or overwrite):
         raise ConfigError(
             f"{folder} already holds a run ({', '.join(used)}): go on with --resume, start anew with --overwrite, "
             "or name another folder with process.work_dir=FOLDER."
         )
     check_writable(folder)
-    if used and overwrite:
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def empty(folder: Path) -> None:
+    """Delete all that a folder holds."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def open_log(task: str, folder: Path, position: Mapping[str, Any] | None) -> RunLog:

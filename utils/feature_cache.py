@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -43,7 +44,8 @@ class FrozenFeatures:
         found = _read(path, len(clip))
         if found is None:
             found = self._compute(clip)
-            with atomic_path(path, durable=False) as part:
+            # A full disk costs time, not the run.
+            with suppress(OSError, SafetensorError), atomic_path(path, durable=False) as part:
                 save_file({str(index): feature for index, feature in enumerate(found)}, part)
         if self.in_memory:
             self._memory[key] = found

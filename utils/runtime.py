@@ -1,8 +1,8 @@
 """What every entry point does around its work: paths, user errors, data made on demand. Imports nothing heavy."""
 
 import contextlib
-import ctypes
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -16,9 +16,6 @@ from utils.errors import ConfigError, DataError, UserError
 ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
 INTERRUPTED = 130
-
-# glibc's malloc.h
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 # The keys of a split's config that name its table, by which missing data is noticed.
 TABLE_KEYS = ("anno_csv", "meta_csv_path")
@@ -87,20 +84,6 @@ def rank() -> int:
     return 0
 
 
-def apply_allocator(keep: bool) -> None:
-    """Undo, for `process.keep_allocator=False`, what the launchers' MALLOC_ variables told the C library.
-
-    Args:
-        keep: leave it as the launcher and the user have set it.
-    """
-    if keep or "MALLOC_TRIM_THRESHOLD_" not in os.environ or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and ignore the variables
-    if mallopt is not None:
-        for parameter, value in ((_M_MMAP_THRESHOLD, 128 * 1024), (_M_TRIM_THRESHOLD, 128 * 1024), (_M_TOP_PAD, 0)):
-            mallopt(parameter, value)
-
-
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file, made where it is missing; other processes wait."""
@@ -110,12 +93,17 @@ def file_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def missing_tables(cfg: Any) -> list[Path]:
-    """Tables of clips that the config's splits name and the disk lacks."""
+def tables(cfg: Any) -> list[Path]:
+    """Tables of clips that the config's splits name."""
     names = [
         split[key] for split in cfg.dataset.values() if isinstance(split, Mapping) for key in TABLE_KEYS if key in split
     ]
-    return [Path(name) for name in dict.fromkeys(map(str, names)) if not Path(name).is_file()]
+    return [Path(name) for name in dict.fromkeys(map(str, names))]
+
+
+def missing_tables(cfg: Any) -> list[Path]:
+    """Those that the disk lacks."""
+    return [table for table in tables(cfg) if not table.is_file()]
 
 
 def ensure_stamps(cfg: Any, config_path: Path) -> None:
@@ -124,10 +112,14 @@ def ensure_stamps(cfg: Any, config_path: Path) -> None:
     Processes that start together wait for the one that makes it.
 
     Raises:
-        DataError: scripts/make_stamps.py failed; its own words come before.
+        DataError: scripts/make_stamps.py failed, and its own words come before; or the data that is there was made with
+            other options.
     """
     options = cfg.get("stamps")
-    if not options or not missing_tables(cfg):
+    if not options:
+        return
+    if not missing_tables(cfg):
+        refuse_other_stamps(cfg, options)
         return
     with file_lock(ROOT / "data" / ".stamps.lock"):
         if not missing_tables(cfg):
@@ -141,6 +133,23 @@ def ensure_stamps(cfg: Any, config_path: Path) -> None:
             raise DataError(
                 f"scripts/make_stamps.py ran and {lacking[0]} is still missing: see `stamps` in {config_path}."
             )
+
+
+def refuse_other_stamps(cfg: Any, options: Mapping[str, Any]) -> None:
+    """See that stamps data beside the config's tables was made with the config's options.
+
+    Raises:
+        DataError: it was not.
+    """
+    for note in {table.parent / "stamps.json" for table in tables(cfg)}:
+        made = json.loads(note.read_text()) if note.is_file() else {}
+        for key, wanted in options.items():
+            wanted = list(wanted) if isinstance(wanted, Sequence) and not isinstance(wanted, str) else wanted
+            if key in made and made[key] != wanted:
+                raise DataError(
+                    f"the data in {note.parent} was made with {key}={made[key]}, and the config says stamps.{key}="
+                    f"{wanted}: remove that folder, and it is made anew."
+                )
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:

@@ -49,6 +49,10 @@ def validated(cfg: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         ConfigError: an unknown type or key, or values out of range.
     """
+    if not isinstance(cfg, Mapping):
+        raise ConfigError(
+            f"process.lr_schedule={cfg!r}: give None or dict(type=...), with type {' or '.join(OPTIONS)}."
+        )
     kind = cfg.get("type")
     if kind not in OPTIONS:
         raise ConfigError(f"process.lr_schedule.type={kind!r}: {suggestion(str(kind), list(OPTIONS))}")

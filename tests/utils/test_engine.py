@@ -1,7 +1,9 @@
 """Parts of the engine, each by itself; whole runs are in tests/test_resume.py and tests/test_distributed.py."""
 
 import itertools
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,15 +12,15 @@ from torch import nn
 
 from model import build_model
 from tests.model.test_contract import example, tiny
-from utils.checkpointing import find_resumable, read_checkpoint, write_atomically
+from utils.checkpointing import check_order, find_resumable, read_checkpoint, write_atomically
 from utils.config import ProcessConfig
-from utils.engine import AVSTraining, check_classes, evaluates, prepare_folder, processes
-from utils.errors import CheckpointError, ConfigError
+from utils.engine import AVSTraining, check_classes, empty, evaluates, prepare_folder, processes
+from utils.errors import CheckpointError, ConfigError, DataError
 from utils.evaluation import BEST_FILES, SCALARS, Scores
 from utils.logging import CsvLog
 from utils.losses import SegmentationLoss
 from utils.reproducibility import step_seed
-from utils.runtime import as_arguments, find_file
+from utils.runtime import as_arguments, find_file, refuse_other_stamps
 from utils.schedules import build_schedule
 
 
@@ -36,6 +38,7 @@ class Backboned(nn.Module):
 
 class TrainerStub:
     current_epoch = 0
+    num_training_batches = 1
     world_size = 4
     strategy = None
 
@@ -209,17 +212,60 @@ def test_weights_alone_are_no_checkpoint_of_a_run(tmp_path: Path) -> None:
 
 def test_a_run_folder_is_reused_only_on_request(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    prepare_folder(folder, resume=False, overwrite=False)
+    prepare_folder(folder, best=["best.pth"], resume=False, overwrite=False)
     (folder / "last.ckpt").write_bytes(b"x")
     (folder / "tensorboard").mkdir()
     with pytest.raises(ConfigError, match="already holds a run"):
-        prepare_folder(folder, resume=False, overwrite=False)
+        prepare_folder(folder, best=["best.pth"], resume=False, overwrite=False)
     with pytest.raises(ConfigError, match="exclude each other"):
-        prepare_folder(folder, resume=True, overwrite=True)
-    prepare_folder(folder, resume=True, overwrite=False)
-    assert (folder / "last.ckpt").exists()
-    prepare_folder(folder, resume=False, overwrite=True)
+        prepare_folder(folder, best=["best.pth"], resume=True, overwrite=True)
+    for choice in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
+        prepare_folder(folder, best=["best.pth"], **choice)
+        assert (folder / "last.ckpt").exists()
+    empty(folder)
     assert list(folder.iterdir()) == []
+
+
+def test_the_last_step_of_an_epoch_may_have_fewer_batches(tmp_path: Path) -> None:
+    training = module(tmp_path, accumulate=3)
+    training.trainer.num_training_batches = 8  # type: ignore[misc]
+    # Lightning divides each loss by 3: what a batch weighs in its step is its share over 3.
+    assert [training._share_of_step(batch) for batch in range(8)] == [1, 1, 1, 1, 1, 1, 1.5, 1.5]
+
+
+def test_running_statistics_are_averaged_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = module(tmp_path, nn.Sequential(nn.BatchNorm1d(2), nn.SyncBatchNorm(2)))
+    training.trainer.world_size = 2  # type: ignore[misc]
+    own, shared = training.model
+    own.running_mean += torch.tensor([1.0, 2.0])
+    shared.running_mean += 5.0
+
+    def with_another(value: torch.Tensor, operation: str) -> torch.Tensor:
+        assert operation == "SUM"
+        return value + torch.tensor([3.0, 4.0, 3.0, 3.0])  # another process's means and variances
+
+    monkeypatch.setattr(training, "_across_processes", with_another)
+    training.on_after_backward()
+    assert own.running_mean.tolist() == [2.0, 3.0] and own.running_var.tolist() == [2.0, 2.0]
+    assert shared.running_mean.tolist() == [5.0, 5.0]
+
+
+def test_an_epoch_goes_on_only_in_its_own_order() -> None:
+    order = {"dataset.train.batch_size": 2, "process.seed": 0}
+    position = {"epoch": 3, "batch": 1, "order": order}
+    check_order(position, order)
+    check_order({**position, "batch": 0}, {**order, "process.seed": 1})
+    with pytest.raises(CheckpointError, match=r"within epoch 4, begun with dataset\.train\.batch_size=2, .* is 4 now"):
+        check_order(position, {**order, "dataset.train.batch_size": 4})
+
+
+def test_stamps_data_of_other_options_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "stamps.json").write_text(json.dumps({"kinds": 24, "size": 128, "clips": [6, 1, 1]}))
+    (tmp_path / "table.csv").touch()
+    cfg = SimpleNamespace(dataset={"train": {"anno_csv": str(tmp_path / "table.csv")}})
+    refuse_other_stamps(cfg, {"tasks": ["ms3"], "kinds": 24, "clips": (6, 1, 1)})
+    with pytest.raises(DataError, match=r"made with kinds=24, and the config says stamps\.kinds=12"):
+        refuse_other_stamps(cfg, {"kinds": 12})
 
 
 def test_devices_come_from_torchrun_and_slurm_where_they_started_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model.vggish import VGGish
@@ -51,6 +53,17 @@ def test_a_clips_embedding_does_not_depend_on_its_batch(tmp_path: Path) -> None:
     together = features(vggish, tmp_path / "a")(sounds())
     alone = [features(vggish, tmp_path / "b")(clip[None]) for clip in sounds()]
     assert torch.equal(torch.cat(alone), together)
+
+
+def test_a_full_disk_costs_time_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("utils.feature_cache.save_file", fail)
+    vggish = Counting(0)
+    first = features(vggish, tmp_path)(sounds())
+    assert torch.equal(features(vggish, tmp_path)(sounds()), first) and vggish.calls == 6
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
