@@ -18,13 +18,15 @@ FOLDER = Path(__file__).resolve().parent
 PACKAGE = "modat_ops_kernels"
 # Run by the environment's own Python: pip's isolated build environment has no PyTorch.
 BUILD = """
-import importlib.util, pathlib, sys
+import importlib.util, os, pathlib, sys
 import torch
 spec = importlib.util.spec_from_file_location("modat_build", sys.argv[1])
 build = importlib.util.module_from_spec(spec)
 sys.modules["modat_build"] = build
 spec.loader.exec_module(build)
 folder = pathlib.Path(sys.argv[2])
+# Installed once, perhaps run on other GPUs than this machine's.
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(build.CUDA_ARCHITECTURES))
 for library in build.LIBRARIES if torch.cuda.is_available() else ("cpu",):
     try:
         build.build(library, folder / f"{library}-{build.fingerprint(library)}.so")

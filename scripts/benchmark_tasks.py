@@ -115,7 +115,7 @@ def check(request: Request) -> Result:
     """Relative errors between the model and the dense formulation on the same weights and pictures."""
     model = prepare(request)
     sample = batch(request)
-    with torch.no_grad():
+    with torch.no_grad(), precision("32", torch.device(request["device"])):
         found = model(*sample)
         expected = dense_published(model)(*sample)
     return {name: relative_error(getattr(found, name), getattr(expected, name)) for name in found._fields}
@@ -129,9 +129,11 @@ def agreement(request: Request) -> Result:
 
     model = prepare(request)
     sample = batch(request)
+    device = torch.device(request["device"])
     with torch.inference_mode():
-        expected = predicted_classes(model(*sample).logits)
-        with precision(request["precision"], torch.device(request["device"])):
+        with precision("32", device):
+            expected = predicted_classes(model(*sample).logits)
+        with precision(request["precision"], device):
             found = predicted_classes(model(*sample).logits)
     same = (found == expected) if num_classes(model) > 1 else (found & expected).bool()
     union = torch.ones_like(same) if num_classes(model) > 1 else (found | expected).bool()

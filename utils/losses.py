@@ -101,7 +101,7 @@ class SegmentationLoss(nn.Module):
             ValueError: shapes that do not belong together.
         """
         self._check(out, masks, gt_temporal_mask_flag)
-        flag = torch.ones(len(masks)) if gt_temporal_mask_flag is None else gt_temporal_mask_flag.detach()
+        flag = masks.new_ones(len(masks)) if gt_temporal_mask_flag is None else gt_temporal_mask_flag.detach()
         flag = flag.to(out.logits.device, torch.float32)
         frames_labelled = self._normaliser(flag)
 

@@ -28,8 +28,12 @@ def step_seed(seed: int, *numbers: int) -> int:
 def configure_torch(process: Mapping[str, Any]) -> None:
     """Apply the config's choices that hold for the whole process: matrix precision and determinism."""
     torch.set_float32_matmul_precision(process["matmul_precision"])
+    torch.backends.cudnn.allow_tf32 = process["matmul_precision"] != "highest"  # else convolutions round all the same
     if process["deterministic"]:
-        # On a GPU some operators (bilinear resizing among them) have no deterministic backward: these warn and run.
+        # On a GPU some operators have no deterministic backward (max pooling) or none in this mode (fused attention):
+        # these warn and run.
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+        # Nothing reads memory that was not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False

@@ -6,6 +6,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <vector>
+
 #include "cuda_kernels.h"
 #include "library.h"
 
@@ -34,14 +36,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(Call call, const Tensor& grad) {
   const c10::cuda::CUDAGuard guard(call.value.device());
   Gradients grads(call, grad);
   const Problem& p = call.problem;
-  const Tensor sum = at::zeros(call.value.sizes(), call.value.options().dtype(work_type(call.value)));
+  const bool deterministic = at::globalContext().deterministicAlgorithms();
+  std::vector<int64_t> sizes = call.value.sizes().vec();
+  sizes.insert(sizes.begin(), deterministic ? ordered_slices(p) : 1);
+  const Tensor sum = at::zeros(sizes, call.value.options().dtype(work_type(call.value)));
   if (p.batch * p.queries > 0) {
     void* stream = c10::cuda::getCurrentCUDAStream().stream();
-    const bool deterministic = at::globalContext().deterministicAlgorithms();
     C10_CUDA_CHECK(static_cast<cudaError_t>(
         cuda_backward(p, storage_of(call.value), sum.mutable_data_ptr(), deterministic, stream)));
   }
-  return {sum.to(call.value.scalar_type()), grads.samples, grads.weights};
+  const Tensor value = sizes[0] == 1 ? sum.squeeze(0) : sum.sum(0);
+  return {value.to(call.value.scalar_type()), grads.samples, grads.weights};
 }
 
 }  // namespace

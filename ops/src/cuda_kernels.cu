@@ -281,7 +281,8 @@ __global__ void __launch_bounds__(block_threads) backward_kernel(const __grid_co
   }
 }
 
-// The gradient of value in a fixed order: a thread owns one channel of one (n, m) slice and walks over all queries.
+// The gradient of value in a fixed order: a thread owns one channel of one (n, m) and walks over a slice of the queries,
+// gridDim.y in all, into the buffer of that slice.
 template <class T, class Stored>
 __global__ void __launch_bounds__(block_threads) ordered_kernel(const __grid_constant__ Arguments a, T* grad_value_sum) {
   const Problem& p = a.p;
@@ -290,8 +291,10 @@ __global__ void __launch_bounds__(block_threads) ordered_kernel(const __grid_con
   const int channel = int(owner % p.channels), m = int(owner / p.channels % p.heads);
   const int64_t n = owner / p.channels / p.heads;
   const int count = int(p.levels * p.points);
-  T* grad_value = grad_value_sum + (n * p.rows * p.heads + m) * p.channels + channel;
-  for (int64_t q = 0; q < p.queries; ++q) {
+  const int64_t slice = blockIdx.y, slices = gridDim.y;
+  T* grad_value = grad_value_sum + ((slice * p.batch + n) * p.rows * p.heads + m) * p.channels + channel;
+  const int64_t end = p.queries * (slice + 1) / slices;
+  for (int64_t q = p.queries * slice / slices; q < end; ++q) {
     const T* weights = (const T*)p.weights + n * p.weights_n + q * p.weights_q + int64_t(m) * count;
     Softmax<T> attention{T(0), T(1), p.reference != nullptr};
     if (attention.fused) {
@@ -355,7 +358,8 @@ cudaError_t launch_backward(const Problem& p, T* sum, bool deterministic, cudaSt
   if (deterministic) {
     backward_kernel<T, Stored, Vec, true><<<a.map.blocks(), block_threads, 0, stream>>>(a, sum);
     const int64_t owners = p.batch * p.heads * p.channels;
-    ordered_kernel<T, Stored><<<unsigned((owners + block_threads - 1) / block_threads), block_threads, 0, stream>>>(a, sum);
+    const dim3 grid(unsigned((owners + block_threads - 1) / block_threads), unsigned(ordered_slices(p)));
+    ordered_kernel<T, Stored><<<grid, block_threads, 0, stream>>>(a, sum);
   } else {
     backward_kernel<T, Stored, Vec, false><<<a.map.blocks(), block_threads, 0, stream>>>(a, sum);
   }

@@ -1,16 +1,25 @@
 // What the CUDA binding and the CUDA kernels agree on. No torch here: nvcc compiles the kernels by themselves.
 #pragma once
 
+#include <algorithm>
+
 #include "kernel.h"
 
 namespace modat {
 
 constexpr int most_levels = 16;  // their sizes travel in the kernels' arguments
 
+// Into how many slices the queries are cut where each number of the value's gradient has one owner, which looks at all
+// queries of its slice: as many as give a GPU enough threads. It follows from the sizes alone, and so do the sums.
+inline int64_t ordered_slices(const Problem& p) {
+  constexpr int64_t enough = 1 << 14, most = 8;
+  const int64_t owners = std::max<int64_t>(1, p.batch * p.heads * p.channels);
+  return std::clamp<int64_t>(enough / owners, 1, std::min(most, std::max<int64_t>(1, p.queries)));
+}
+
 // Problem with pointers to device memory; `shapes` stays in host memory. `stream` is a cudaStream_t. Returns a
-// cudaError_t. `grad_value_sum` is a zeroed (N, L, M, D) buffer of the work type that the backward pass adds into: the
-// gradient itself for float32 and float64. With `deterministic` each of its rows has one owner; it is several times
-// slower, as owners look at all queries.
+// cudaError_t. `grad_value_sum` is a zeroed buffer of the work type that the backward pass adds into: (N, L, M, D), the
+// gradient itself for float32 and float64; with `deterministic` (ordered_slices, N, L, M, D), whose sum it is.
 int cuda_forward(const Problem& problem, Storage storage, void* stream);
 int cuda_backward(const Problem& problem, Storage storage, void* grad_value_sum, bool deterministic, void* stream);
 

@@ -105,3 +105,6 @@ def test_deterministic_backward_repeats_its_bits():
         torch.use_deterministic_algorithms(False)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[1], results[2])
+    value = tensors[0].clone().requires_grad_()
+    ms_deform_attn_fused(value, ((4, 4), (2, 2)), *tensors[1:], logits, backend="torch").sum().backward()
+    torch.testing.assert_close(results[0], value.grad, rtol=1e-4, atol=1e-5)
