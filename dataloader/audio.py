@@ -233,8 +233,11 @@ def _riff_bytes(path: Path) -> int:
         head = file.read(4096)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return 0
-    at = head.find(b"data", 12)
-    announced = int.from_bytes(head[at + 4 : at + 8], "little") if 0 <= at <= len(head) - 8 else 0
+    at = 12  # chunks: four letters, their length, that many bytes, and one more where it is odd
+    while at + 8 <= len(head) and head[at : at + 4] != b"data":
+        length = int.from_bytes(head[at + 4 : at + 8], "little")
+        at += 8 + length + length % 2
+    announced = int.from_bytes(head[at + 4 : at + 8], "little") if at + 8 <= len(head) else 0
     return 0 if announced == 0xFFFFFFFF else announced  # all ones: a stream of unknown length, as ffmpeg pipes write
 
 

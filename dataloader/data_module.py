@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from utils.registry import DATASETS, build
+from utils.reproducibility import step_seed
 
 if TYPE_CHECKING:
     from dataloader.base import AudioVisualDataset
@@ -20,9 +21,9 @@ class ClipBatchSampler(Sampler[list[int]]):
     """Batches of clip numbers for one of several processes, the same for the same seed and epoch.
 
     In training, `world_size` processes with batch `b` see together exactly the batches that one process with batch
-    `world_size * b` sees; clips are repeated only where the last batch would leave a process without one. In evaluation
-    the batches are those of a single process, dealt out in turn, and nothing is repeated: sums over all processes count
-    every clip once, and figures that depend on the batch stay what they are.
+    `world_size * b` sees, but for the last: there the first clips come again until all processes have equally many. In
+    evaluation the batches are those of a single process, dealt out in turn, and nothing is repeated: sums over all
+    processes count every clip once, and figures that depend on the batch stay what they are.
 
     Args:
         clips: in the split.
@@ -88,7 +89,7 @@ class ClipBatchSampler(Sampler[list[int]]):
         """All clips in the order of this epoch, before they are dealt out."""
         if not self.shuffle:
             return list(range(self.clips))
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(step_seed(self.seed, self.epoch))
         return torch.randperm(self.clips, generator=generator).tolist()
 
     def _batches(self) -> list[list[int]]:
@@ -184,7 +185,7 @@ class AVSDataModule(lightning.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
-            generator=torch.Generator().manual_seed(_mix(self.seed, 1)),
+            generator=torch.Generator().manual_seed(step_seed(self.seed, 1)),
         )
 
     def _place(self) -> tuple[int, int]:
@@ -216,8 +217,3 @@ def _start_worker(worker: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.set_num_threads(1)
-
-
-def _mix(seed: int, epoch: int) -> int:
-    """One 63-bit seed of two numbers, without the overlap of seed + epoch."""
-    return int(np.random.SeedSequence((seed % 2**64, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -7,6 +7,7 @@ Prints one table and one line a fault. Exit code 0: all is well, 1: there are fa
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.console import Console  # noqa: E402
 from dataloader.checks import Fault, Report, check_data, table_paths, write_clean_tables  # noqa: E402
 from utils.config import TASKS, load_config  # noqa: E402
 from utils.errors import UserError  # noqa: E402
+from utils.runtime import find_file  # noqa: E402
 
 __all__ = ["Fault", "Report", "check_data", "main"]
 
@@ -42,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse_arguments(arguments)
     try:
-        cfg = load_config(options.config, options.overrides, options.task)
+        config = find_file(options.config, "the config")
+        os.chdir(ROOT)
+        cfg = load_config(config, options.overrides, options.task)
         report = check_data(cfg, workers=options.workers, remember=not options.all)
         Console().print(report.table())
         for fault in report.faults:

@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {options.target} cannot be written ({error.strerror or error}).", file=sys.stderr)
+        return 2
     print(f"{options.target}: {written} tensors under {options.to} names; {left_out} unused ones left out.")
     return 0
 

@@ -17,10 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from dataloader.palette import encode, palette
+from dataloader.pictures import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import DataError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 OBJECT_COLOUR = (255, 140, 0)  # orange: stands out from skin, grass, sky and wood, also for the colour-blind
 COLUMNS = ("frame", "truth", "prediction", "log-mel of its second")
 
@@ -172,10 +171,10 @@ def save_masks(
 
 
 def save_curves(metrics_csv: str | Path, path: str | Path, *, title: str = "") -> None:
-    """Draw losses and scores by epoch from the CSV log that Lightning's CSVLogger writes.
+    """Draw losses and scores by epoch from a run's log, `metrics.csv`.
 
     Every numeric column is a curve, the mean over an epoch's rows: names with 'loss' or 'total' in the losses' panel,
-    those with 'iou' or 'f_score' in the scores'. Columns of single steps (`_step`) and of single classes are left out.
+    those with 'iou' or 'f_score' in the scores'.
 
     Args:
         metrics_csv: a table with a column `epoch`.
@@ -239,9 +238,7 @@ def read_curves(metrics_csv: str | Path) -> dict[str, dict[int, float]]:
         epoch = _number(row["epoch"])
         for column in columns:
             value = _number(row[column])
-            if column in ("epoch", "step") or column.endswith("_step") or "per_class" in column:
-                continue
-            if epoch is not None and value is not None:
+            if column not in ("epoch", "step") and epoch is not None and value is not None:
                 values.setdefault(column, {}).setdefault(int(epoch), []).append(value)
     return {name: {e: sum(v) / len(v) for e, v in by_epoch.items()} for name, by_epoch in values.items()}
 

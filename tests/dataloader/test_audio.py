@@ -108,6 +108,17 @@ def test_a_header_that_claims_a_year_is_refused_unread(tmp_path: Path) -> None:
         read_wave(path)
 
 
+def test_the_word_data_in_a_comment_is_no_announcement(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", 1.0)
+    plain = path.read_bytes()
+    at = plain.index(b"data")
+    comment = b"metadata of two minutes"
+    chunk = b"LIST" + struct.pack("<I", len(comment)) + comment + b"\0"  # an odd length is padded
+    path.write_bytes(plain[:4] + struct.pack("<I", len(plain) - 8 + len(chunk)) + plain[8:at] + chunk + plain[at:])
+    samples, rate = read_wave(path)
+    assert (len(samples), rate) == (16_000, 16_000)
+
+
 def test_a_long_sound_is_refused_and_the_limit_can_be_raised(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", 3.0, 8_000)
     with pytest.raises(DataError, match="says that it lasts 3 s, more than the 2 s"):

@@ -87,22 +87,22 @@ def test_classes_are_predicted_as_the_metrics_count_them():
     assert predicted_classes(torch.eye(3).view(1, 3, 1, 3)).flatten().tolist() == [0, 1, 2]
 
 
-LOG = """epoch,step,train/total,train/iou_loss,train/total_step,val/miou,val/f_score,lr
-0,10,0.8,0.6,9,,,0.001
-0,20,0.6,0.4,9,,,0.001
-0,20,,,,0.25,0.35,
-1,30,0.5,nan,9,,,0.001
-1,40,,,,0.5,0.6,
+LOG = """epoch,step,lr,train_total,train_iou_loss,val_miou,val_f_score
+0,10,0.001,0.8,0.6,,
+0,20,0.001,0.6,0.4,,
+0,20,,,,0.25,0.35
+1,30,0.001,0.5,nan,,
+1,40,,,,0.5,0.6
 """
 
 
 def test_curves_are_epoch_means(tmp_path):
     (tmp_path / "metrics.csv").write_text(LOG)
     curves = read_curves(tmp_path / "metrics.csv")
-    assert curves["train/total"] == {0: pytest.approx(0.7), 1: 0.5}
-    assert curves["train/iou_loss"] == {0: 0.5}
-    assert curves["val/miou"] == {0: 0.25, 1: 0.5}
-    assert "train/total_step" not in curves and "step" not in curves
+    assert curves["train_total"] == {0: pytest.approx(0.7), 1: 0.5}
+    assert curves["train_iou_loss"] == {0: 0.5}
+    assert curves["val_miou"] == {0: 0.25, 1: 0.5}
+    assert "step" not in curves
     save_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", title="run")
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5
 
