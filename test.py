@@ -58,8 +58,8 @@ def main() -> int:
     from rich.console import Console
 
     from dataloader import build_dataset
-    from utils.checkpointing import explain_write_error
     from utils.config import load_config
+    from utils.files import explain_write_error
     from utils.scoring import EverythingOracle, Predictor, results_table, score, write_results
     from utils.sounds import ReplacedSound
 
@@ -113,7 +113,8 @@ def load_predictor(cfg: Any, checkpoint: Path) -> Any:
 
     from model import build_model
     from utils.checkpoint import load_weights
-    from utils.engine import check_classes, check_precision
+    from utils.config import check_classes
+    from utils.precision import check_precision
     from utils.reproducibility import configure_torch, seed_everything
     from utils.scoring import ModelPredictor
 

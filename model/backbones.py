@@ -6,6 +6,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from utils.checkpoint import load_backbone
 from utils.errors import ConfigError
 from utils.registry import BACKBONES, suggestion
 
@@ -55,8 +56,6 @@ class TimmBackbone(nn.Module):
         self._levels = [levels[stride][0] for stride in STRIDES]
         self.channels = tuple(levels[stride][1] for stride in STRIDES)
         if init_weights_path not in (None, "timm"):
-            from utils.checkpoint import load_backbone
-
             load_backbone(self, init_weights_path)
 
     def forward(self, frames: Tensor) -> list[Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from utils.checkpoint import load_pca, load_vggish
 from utils.registry import AUDIO_ENCODERS
 
 MEL_FRAMES, MEL_BANDS = 96, 64
@@ -75,8 +76,6 @@ class VGGish(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def _load(self, weights_path: str | Path | None, pca_path: str | Path | None) -> None:
-        from utils.checkpoint import load_pca, load_vggish
-
         if weights_path is not None:
             load_vggish(self, weights_path)
         if self.pca is not None:

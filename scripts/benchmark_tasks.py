@@ -377,7 +377,7 @@ def training_step(model: Any, request: Request) -> Callable[[], None]:
         [p for p in model.parameters() if p.requires_grad],
         lr=1e-6,
         weight_decay=0.01,
-        fused=request["formulation"] == "ours" and request["precision"] != "16",  # as utils.engine
+        fused=request["formulation"] == "ours" and request["precision"] != "16",  # as utils.training
     )
     scaler = torch.amp.GradScaler(device.type, enabled=request["precision"] == "16")
     sample = batch(request)
@@ -387,7 +387,7 @@ def training_step(model: Any, request: Request) -> Callable[[], None]:
     masks = torch.randint(0, max(2, classes), shape, generator=generator, dtype=torch.uint8).to(device)
     flag = (torch.arange(frames) < labelled).float().to(device)
     answered = None
-    if labelled < frames and request["formulation"] == "ours":  # as utils.engine
+    if labelled < frames and request["formulation"] == "ours":  # as utils.training
         answered = torch.arange(labelled, device=device)
         masks, flag = masks[answered], flag[answered]
     model.train()

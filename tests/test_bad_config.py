@@ -7,8 +7,9 @@ import pytest
 from dataloader import build_dataset
 from model import build_model
 from tests.runs import make_data, write_config
-from utils.config import load_config
-from utils.engine import build_trainer, check_classes, check_optimizer, train
+from utils.config import check_classes, load_config
+from utils.devices import build_trainer
+from utils.engine import check_optimizer, train
 from utils.errors import UserError
 
 MISTAKES = [

@@ -187,6 +187,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), task: str | Non
     return cfg
 
 
+def check_classes(cfg: Any) -> None:
+    """See that the model answers in the classes that the data has, for clips of its length.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    classes = cfg.model.get("head", {}).get("num_classes", 1)
+    for name, split in cfg.dataset.items():
+        expected = split.get("num_class", 71) if cfg.task == "avss" else 1
+        if classes != expected:
+            raise ConfigError(f"model.head.num_classes={classes}, but dataset.{name} has {expected} classes.")
+        frames = split.get("mask_num", 10) if cfg.task == "avss" else split.get("frames_per_clip", 5)
+        if cfg.model.get("T", 5) != frames:
+            raise ConfigError(f"model.T={cfg.model.get('T', 5)}, but clips of dataset.{name} have {frames} frames.")
+
+
 def _read(path: Path) -> Config:
     if not path.is_file():
         names = ", ".join(shipped_configs())

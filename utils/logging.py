@@ -8,8 +8,14 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch.utils.tensorboard import SummaryWriter
+
+from utils.pictures import save_curves
+from utils.training import AVSTraining
 
 METRICS_FILE = "metrics.csv"
 
@@ -121,3 +127,52 @@ def _step(header: list[str], row: list[str]) -> float:
 
 def _scores(header: list[str], row: list[str]) -> bool:
     return any(value for name, value in zip(header, row, strict=False) if name.startswith("val_"))
+
+
+class RunLogger(Callback):
+    """Rows of losses and scores, and the curves drawn of them each epoch.
+
+    Args:
+        log: open on the main process, None on the others.
+        folder: of the run.
+        interval: optimizer steps between rows.
+        accumulate: batches an optimizer step.
+        title: of the curves.
+    """
+
+    def __init__(self, log: RunLog | None, folder: Path, *, interval: int, accumulate: int, title: str) -> None:
+        self.record = log
+        self.folder = folder
+        self.interval = interval
+        self.accumulate = accumulate
+        self.title = title
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the losses of a step."""
+        assert isinstance(pl_module, AVSTraining)
+        stepped = (batch_idx + 1) % self.accumulate == 0 or batch_idx + 1 == trainer.num_training_batches
+        if not stepped or trainer.global_step % self.interval:
+            return
+        losses = pl_module.shared_losses()
+        if self.record is not None:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self._add(trainer, {"lr": float(rate), **{f"train_{name}": value for name, value in losses.items()}})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the scores of an epoch."""
+        assert isinstance(pl_module, AVSTraining)
+        if self.record is not None:
+            self._add(trainer, {f"val_{name}": value for name, value in pl_module.val_scores.items()})
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the curves."""
+        if self.record is not None:
+            self.record.flush()
+            if self.record.csv.path.exists():
+                save_curves(self.record.csv.path, self.folder / "curves.png", title=self.title)
+
+    def _add(self, trainer: Trainer, values: dict[str, float]) -> None:
+        assert self.record is not None
+        self.record.add({"epoch": trainer.current_epoch, "step": trainer.global_step, **values})

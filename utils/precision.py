@@ -1,4 +1,4 @@
-"""Scoring in half precision."""
+"""Float32, bfloat16 and float16."""
 
 import torch
 from torch import nn
@@ -6,6 +6,7 @@ from torch import nn
 from model.attention import MultiheadAttention
 from model.fusion import CSA
 from model.moe import ChannelExperts, SpatialExperts
+from utils.errors import ConfigError
 
 AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 """`process.precision` -> what autocast computes in; 32 goes without."""
@@ -25,3 +26,13 @@ def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
             for name, parameter in module.named_parameters(recurse=False):
                 if not name.endswith("bias"):  # an expert's is added in float32
                     parameter.data = parameter.data.to(dtype)
+
+
+def check_precision(precision: str, device: str) -> None:
+    """See that a device knows a precision.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if precision == "16" and device == "cpu":
+        raise ConfigError("process.precision=16 needs a GPU; bf16 runs on a CPU as well.")

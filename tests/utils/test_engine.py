@@ -12,16 +12,19 @@ from torch import nn
 
 from model import build_model
 from tests.model.test_contract import example, tiny
-from utils.checkpointing import check_order, find_resumable, read_checkpoint, write_atomically
-from utils.config import ProcessConfig
-from utils.engine import AVSTraining, check_classes, empty, evaluates, prepare_folder, processes
+from utils.checkpointing import check_order, find_resumable, read_checkpoint
+from utils.config import ProcessConfig, check_classes
+from utils.devices import processes
+from utils.engine import empty, prepare_folder
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.evaluation import BEST_FILES, SCALARS, Scores
+from utils.files import write_atomically
 from utils.logging import CsvLog
 from utils.losses import SegmentationLoss
 from utils.reproducibility import step_seed
 from utils.runtime import as_arguments, find_file, refuse_other_stamps
 from utils.schedules import build_schedule
+from utils.training import AVSTraining, evaluates
 
 
 class Backboned(nn.Module):
