@@ -74,7 +74,7 @@ class ProcessConfig:
         devices: number of devices, 'auto' for all.
         num_nodes: machines.
         strategy: Lightning's, 'auto', 'ddp', 'fsdp'.
-        accumulate: batches a step.
+        accumulate: batches a step; each weighs alike, however many of its frames have a label.
         clip_grad_norm: largest norm of the gradient, None for no limit.
         checkpoint_interval: steps between two checkpoints within an epoch; 0 for the end of each epoch alone.
         sync_batchnorm: share BatchNorm statistics between devices.
