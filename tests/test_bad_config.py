@@ -112,6 +112,7 @@ def test_a_run_is_deleted_only_once_the_new_one_can_start(config: Path, tmp_path
         ([], False, r"already holds a run \(MS3_best\.pth\)"),
         (["optimizer.lr=-1"], True, r"optimizer\.lr=-1"),
         (["model.backbone.type=pvt_v9"], True, "no network of timm's"),
+        (["process.strategy=zero"], True, "cannot be had on this machine"),
     ):
         cfg = load_config(config, [f"process.work_dir={tmp_path}", *overrides])
         with pytest.raises(UserError, match=words):

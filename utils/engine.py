@@ -126,29 +126,29 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
         check_order(position, order)
         check_weights(read_checkpoint(found[0])["state_dict"], module.state_dict(), str(found[0]))
     signals, best = StopSignals(), BestWeights(folder, BEST_FILES[cfg.task])
-    log = None
-    if rank() == 0:
-        # Deleted and written by the main process alone, and only once data and model are known to fit.
-        if overwrite:
-            empty(folder)
-        write_atomically(folder / CONFIG_FILE, lambda file: file.write(str(cfg.pretty_text).encode()))
-        log = open_log(cfg.task, folder, position if found else None)
+    logger = RunLogger(folder, interval=process.log_interval, accumulate=process.accumulate, title=name)
     trainer = build_trainer(
         process,
         folder,
         callbacks=[
-            RunLogger(log, folder, interval=process.log_interval, accumulate=process.accumulate, title=name),
+            logger,
             TrainingProgress(console),
             best,
             RunCheckpoint(folder, interval=process.checkpoint_interval, order=order, signals=signals),
         ],
     )
+    if rank() == 0:
+        # Deleted and written by the main process alone, and only once data, model and machine are known to fit.
+        if overwrite:
+            empty(folder)
+        write_atomically(folder / CONFIG_FILE, lambda file: file.write(str(cfg.pretty_text).encode()))
+        logger.record = open_log(cfg.task, folder, position if found else None)
     console.print(describe(cfg, module, data, trainer, folder, position))
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(found[0]) if found else None)
     finally:
-        if log is not None:
-            log.close()
+        if logger.record is not None:
+            logger.record.close()
     report(folder, best, console)
     return folder
 

@@ -133,15 +133,17 @@ class RunLogger(Callback):
     """Rows of losses and scores, and the curves drawn of them each epoch.
 
     Args:
-        log: open on the main process, None on the others.
         folder: of the run.
         interval: optimizer steps between rows.
         accumulate: batches an optimizer step.
         title: of the curves.
+
+    Attributes:
+        record: where they go; the main process's alone is set.
     """
 
-    def __init__(self, log: RunLog | None, folder: Path, *, interval: int, accumulate: int, title: str) -> None:
-        self.record = log
+    def __init__(self, folder: Path, *, interval: int, accumulate: int, title: str) -> None:
+        self.record: RunLog | None = None
         self.folder = folder
         self.interval = interval
         self.accumulate = accumulate
