@@ -69,7 +69,7 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     except (OSError, RuntimeError) as error:
         # torch.save turns a failed write into a RuntimeError of its own.
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written ({_cause(error)}); {_consequence(path)}") from error
+        raise CheckpointError(f"{path} cannot be written ({_cause(error)}); {_consequence(path.parent)}") from error
 
 
 def check_writable(folder: Path) -> None:
@@ -93,7 +93,7 @@ def explain_write_error(error: OSError, folder: Path) -> CheckpointError | None:
     """The user's error behind a failed write of logs or pictures; None where the error is something else."""
     if error.errno not in _CANNOT_WRITE:
         return None
-    return CheckpointError(f"{folder} cannot be written ({_cause(error)}); {_consequence(folder / LAST)}")
+    return CheckpointError(f"{folder} cannot be written ({_cause(error)}); {_consequence(folder)}")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -114,7 +114,8 @@ def _cause(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:120]
 
 
-def _consequence(path: Path) -> str:
-    if path.exists():
-        return f"{path.name} holds the last good state: make room, then go on with --resume."
+def _consequence(folder: Path) -> str:
+    """What is left of a run in whose folder a file cannot be written."""
+    if (folder / LAST).exists():
+        return f"{LAST} holds the last good state: make room, then go on with --resume."
     return "no state was saved; make room, or name another folder with process.work_dir=FOLDER."

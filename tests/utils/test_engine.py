@@ -190,9 +190,12 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*no state was saved"):
         write_atomically(target, fail)
     assert target.read_bytes() == b"good" and list(tmp_path.iterdir()) == [target]
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(CheckpointError, match=r"best\.pth cannot be written .*last\.ckpt holds the last good state"):
+        write_atomically(tmp_path / "best.pth", fail)
 
 
 def test_a_checkpoint_with_code_inside_is_refused_and_runs_nothing(tmp_path: Path) -> None:
