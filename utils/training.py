@@ -126,8 +126,8 @@ class AVSTraining(LightningModule):
 
     def on_after_backward(self) -> None:
         """Average the running statistics of batch normalisation that does not do so itself, as on CPUs."""
-        buffers = self._local_statistics()
-        if self.trainer.world_size == 1 or not buffers:
+        buffers = self._local_statistics() if self.trainer.world_size > 1 else []
+        if not buffers:
             return
         mean = self._across_processes(torch.cat([x.flatten() for x in buffers]), "SUM") / self.trainer.world_size
         for buffer, shared in zip(buffers, mean.split([x.numel() for x in buffers]), strict=True):
