@@ -58,10 +58,10 @@ def main() -> int:
     from rich.console import Console
 
     from dataloader import build_dataset
+    from dataloader.audio_ablation import ReplacedSound
+    from scripts.engine.testing import EverythingOracle, Predictor, results_table, score, write_results
     from utils.config import load_config
     from utils.files import explain_write_error
-    from utils.scoring import EverythingOracle, Predictor, results_table, score, write_results
-    from utils.sounds import ReplacedSound
 
     cfg = load_config(config, options.overrides, options.task)
     ensure_stamps(cfg, config)
@@ -112,11 +112,11 @@ def load_predictor(cfg: Any, checkpoint: Path) -> Any:
     import torch
 
     from model import build_model
-    from utils.checkpoint import load_weights
+    from model.checkpoint import load_weights
+    from model.precision import check_precision
+    from scripts.engine.testing import ModelPredictor
     from utils.config import check_classes
-    from utils.precision import check_precision
     from utils.reproducibility import configure_torch, seed_everything
-    from utils.scoring import ModelPredictor
 
     configure_torch(cfg.process)
     seed_everything(cfg.process.seed)

@@ -32,8 +32,8 @@ def main() -> int:
     sys.argv = [str(Path(__file__).resolve()), *(str(config) if x == options.config else x for x in sys.argv[1:])]
     os.chdir(ROOT)
     # Imported only now: --help and a mistyped path should not wait for torch.
+    from scripts.engine.run import train
     from utils.config import load_config
-    from utils.engine import train
 
     cfg = load_config(config, options.overrides, options.task)
     ensure_stamps(cfg, config)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataloader.audio import MAX_SECONDS, LogMelCache, check_log_mel
+from dataloader.images import Placement, normalise, read_frame
 from dataloader.pickles import read_tensor
-from dataloader.pictures import Placement, normalise, read_frame
 from dataloader.tables import Row, inside
 from utils.errors import ConfigError, DataError
 

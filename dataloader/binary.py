@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataloader.base import MAX_SECONDS, AudioVisualDataset, Clip
-from dataloader.pictures import read_binary_mask
+from dataloader.images import read_binary_mask
 from dataloader.tables import Row, component, read_table, rows_of_split
 from utils.errors import ConfigError
 from utils.registry import DATASETS

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dataloader.base import MAX_SECONDS, AudioVisualDataset, Clip, check_size
+from dataloader.images import read_colour_mask
 from dataloader.palette import MAX_CLASSES
-from dataloader.pictures import read_colour_mask
 from dataloader.tables import Row, component, read_table
 from utils.errors import ConfigError, DataError
 from utils.registry import DATASETS

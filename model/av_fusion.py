@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import MultiheadAttention
-from model.dropout import Dropout
+from model.layers.attention import MultiheadAttention
+from model.layers.dropout import Dropout
 from utils.registry import AV_FUSIONS
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from utils.checkpoint import load_backbone
+from model.checkpoint import load_backbone
 from utils.errors import ConfigError
 from utils.registry import BACKBONES, suggestion
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.dropout import Dropout
+from model.layers.dropout import Dropout
+from model.layers.position import SinePositionalEncoding
 from model.moe import ChannelExperts, MixtureOfExperts, SecondChoice, SpatialExperts, Top2Router
-from model.position import SinePositionalEncoding
 from utils.registry import FUSIONS
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.initialisation import initialise
+from model.layers.initialisation import initialise
 from model.mask_head import MaskPredictor, PixelDecoder
 from utils.registry import HEADS
 

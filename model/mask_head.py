@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.recompute import recomputed
-from model.upsampling import conv_of_upsampled
+from model.layers.recompute import recomputed
+from model.layers.upsampling import conv_of_upsampled
 
 PIXELS_AT_ONCE = 8192  # enough for products to run at their rate
 

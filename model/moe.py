@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import check_heads
-from model.dropout import Dropout
+from model.layers.attention import check_heads
+from model.layers.dropout import Dropout
 
 POLICIES = ("all", "none", "threshold", "random")
 MIN_CAPACITY = 4

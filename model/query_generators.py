@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.attention import MultiheadAttention
+from model.layers.attention import MultiheadAttention
 from utils.registry import QUERY_GENERATORS
 
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import MultiheadAttention
-from model.dropout import Dropout
-from model.position import SpatialShapes, reference_points
-from model.recompute import recomputed
+from model.layers.attention import MultiheadAttention
+from model.layers.dropout import Dropout
+from model.layers.position import SpatialShapes, reference_points
+from model.layers.recompute import recomputed
 from ops import MSDeformAttn
 from utils.registry import TRANSFORMER_LAYERS, TRANSFORMERS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import load_pca, load_vggish
+from model.checkpoint import load_pca, load_vggish
 from utils.registry import AUDIO_ENCODERS
 
 MEL_FRAMES, MEL_BANDS = 96, 64

@@ -4,7 +4,7 @@
     python scripts/convert_checkpoint.py ours.pth published.pth --to published   # and back
     python scripts/convert_checkpoint.py ours.pth ours.safetensors               # by the suffix of the target
 
-Published tensors that no model uses (see utils.checkpoint.NEVER_USED) are left out.
+Published tensors that no model uses (see model.checkpoint.NEVER_USED) are left out.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.checkpoint import convert
+from model.checkpoint import convert
 from utils.errors import UserError
 
 

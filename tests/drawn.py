@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from scripts.stamps import layouts
-from scripts.stamps.library import drawn_library
+from scripts.data.stamps import layouts
+from scripts.data.stamps.library import drawn_library
 from tests.runs import dataset_cfg
 
 SIZE = 48

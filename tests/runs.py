@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.stamps import layouts
+from scripts.data.stamps import layouts
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAMES = {"s4": 5, "ms3": 5, "avss": 10}
@@ -54,7 +54,7 @@ def make_data(
     folder: Path, clips: tuple[int, int, int] = (6, 3, 3), tasks: tuple[str, ...] = ("s4", "ms3", "avss")
 ) -> Path:
     """Drawn data of 64 pixels in all layouts."""
-    command = [sys.executable, str(ROOT / "scripts/make_stamps.py"), "--drawn", "--out", str(folder)]
+    command = [sys.executable, str(ROOT / "scripts/data/make_stamps.py"), "--drawn", "--out", str(folder)]
     command += ["--tasks", *tasks, "--clips", *map(str, clips), "--size", "64", "--kinds", "4", "--workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

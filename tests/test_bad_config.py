@@ -6,10 +6,10 @@ import pytest
 
 from dataloader import build_dataset
 from model import build_model
+from scripts.engine.devices import build_trainer
+from scripts.engine.run import check_optimizer, train
 from tests.runs import make_data, write_config
 from utils.config import check_classes, load_config
-from utils.devices import build_trainer
-from utils.engine import check_optimizer, train
 from utils.errors import UserError
 
 MISTAKES = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.engine.resume import LAST, read_checkpoint
 from tests.runs import finish, make_data, start, write_config
-from utils.checkpointing import LAST, read_checkpoint
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system takes root")
 

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader
 
 from dataloader import build_dataset
 from model import build_model
+from model.checkpoint import load_weights
+from scripts.engine.evaluation import Scores
+from scripts.engine.resume import LAST, read_checkpoint
+from scripts.engine.testing import ModelPredictor
 from tests.runs import FRAMES, ROOT, environment, finish, make_data, start, write_config
-from utils.checkpoint import load_weights
-from utils.checkpointing import LAST, read_checkpoint
 from utils.config import load_config
-from utils.evaluation import Scores
-from utils.scoring import ModelPredictor
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.engine.resume import LAST, PREVIOUS, read_checkpoint
 from tests.runs import finish, make_data, start, write_config
-from utils.checkpointing import LAST, PREVIOUS, read_checkpoint
 
 INTERVAL = "checkpoint_interval=1, lr_schedule=dict(type='cosine', warmup_steps=2)"
 # Half of the instants are within a checkpoint write, the others somewhere after a step.

@@ -45,7 +45,7 @@ class OptimizerConfig:
 
 @dataclass
 class LossConfig:
-    """`loss`: see utils.losses.
+    """`loss`: see model.criterion.
 
     Attributes:
         weight_dict: weights of `iou_loss` and `mix_loss`.

@@ -112,8 +112,7 @@ def ensure_stamps(cfg: Any, config_path: Path) -> None:
     Processes that start together wait for the one that makes it.
 
     Raises:
-        DataError: scripts/make_stamps.py failed, and its own words come before; or the data that is there was made with
-            other options.
+        DataError: scripts/data/make_stamps.py failed (its output is above), or the data was made with other options.
     """
     options = cfg.get("stamps")
     if not options:
@@ -124,14 +123,14 @@ def ensure_stamps(cfg: Any, config_path: Path) -> None:
     with file_lock(ROOT / "data" / ".stamps.lock"):
         if not missing_tables(cfg):
             return
-        command = [sys.executable, str(ROOT / "scripts" / "make_stamps.py"), *as_arguments(options)]
+        command = [sys.executable, str(ROOT / "scripts/data/make_stamps.py"), *as_arguments(options)]
         print(f"data: {config_path.name} has none yet; making it: {' '.join(command[1:])}", flush=True)
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if status:
-            raise DataError(f"scripts/make_stamps.py ended with status {status}; its words are above.")
+            raise DataError(f"scripts/data/make_stamps.py ended with status {status}; its words are above.")
         if lacking := missing_tables(cfg):
             raise DataError(
-                f"scripts/make_stamps.py ran and {lacking[0]} is still missing: see `stamps` in {config_path}."
+                f"scripts/data/make_stamps.py ran and {lacking[0]} is still missing: see `stamps` in {config_path}."
             )
 
 

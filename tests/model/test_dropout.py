@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model import dropout as module
-from model.attention import MultiheadAttention
-from model.dropout import Dropout
+from model.layers import dropout as module
+from model.layers.attention import MultiheadAttention
+from model.layers.dropout import Dropout
 from model.transformer import FeedForward
 from ops.library import has_kernel
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from model import AVSModel, build_model
+from model.checkpoint import load_weights
 from tests.published_files import REFERENCE, published_config, published_weights, without_weights
 from tests.reference.fill import inputs
-from utils.checkpoint import load_weights
 
 CASES = {  # reference file: model, backbone, task, second-expert policy, frames, padding flag
     "modat_pvt2_ms3_all": ("MoDAT", "pvt2", "ms3", "all", 2, None),

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import upsampling
-from model.upsampling import conv_of_upsampled
+from model.layers import upsampling
+from model.layers.upsampling import conv_of_upsampled
 
 
 @pytest.fixture(params=["products", "convolution"])

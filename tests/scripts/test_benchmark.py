@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts import benchmark, benchmark_tasks
+from scripts.benchmark import model as benchmark
+from scripts.benchmark import tasks as benchmark_tasks
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,18 @@ def request(config, **changes):
 def run(config, tmp_path, *arguments):
     """The command's report and what it printed."""
     report = tmp_path / "out" / "benchmark.json"
-    command = [sys.executable, "scripts/benchmark.py", "--config", config, "--frames", "2", "--size", "64", "--quick"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.benchmark.model",
+        "--config",
+        config,
+        "--frames",
+        "2",
+        "--size",
+        "64",
+        "--quick",
+    ]
     command += ["--threads", "1", "--json", str(report), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

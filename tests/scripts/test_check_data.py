@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.check_data import main
-from scripts.stamps import layouts
-from scripts.stamps.library import drawn_library
+from scripts.data.check_data import main
+from scripts.data.stamps import layouts
+from scripts.data.stamps.library import drawn_library
 from tests.runs import write_config
 
 

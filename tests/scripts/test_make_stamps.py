@@ -19,10 +19,10 @@ from PIL import Image
 from dataloader import build_dataset
 from dataloader.audio import SAMPLE_RATE, log_mel, samples_for_patches
 from dataloader.palette import decode
-from scripts.make_stamps import Settings, main, make_stamps, parse_arguments
-from scripts.stamps import layouts, library
-from scripts.stamps.library import KINDS, Kind, Library, class_names, drawn_library, load_stamps
-from scripts.stamps.scene import Recipe, Scene, compose, runs
+from scripts.data.make_stamps import Settings, main, make_stamps, parse_arguments
+from scripts.data.stamps import layouts, library
+from scripts.data.stamps.library import KINDS, Kind, Library, class_names, drawn_library, load_stamps
+from scripts.data.stamps.scene import Recipe, Scene, compose, runs
 from utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +147,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files_bit_for_bit(made: Path, tm
 
 def test_finished_data_is_left_alone_without_reading_the_material(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = fingerprint(made)
-    monkeypatch.setattr("scripts.make_stamps.drawn_library", lambda *_: pytest.fail("was read"))
+    monkeypatch.setattr("scripts.data.make_stamps.drawn_library", lambda *_: pytest.fail("was read"))
     make_stamps(made, ["s4", "ms3", "avss"], SMALL, quiet=True)
     assert fingerprint(made) == before
 
@@ -282,7 +282,7 @@ def test_a_wrong_option_is_refused(arguments: list[str]) -> None:
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(tmp_path: Path) -> None:
     command: list[Any] = [
         sys.executable,
-        ROOT / "scripts/make_stamps.py",
+        ROOT / "scripts/data/make_stamps.py",
         "--drawn",
         "--out",
         tmp_path,

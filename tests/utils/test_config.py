@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from model import build_model
+from model.criterion import build_criterion
 from tests.published_files import MODELS, TASKS, published_config, without_weights, write_config
 from utils.config import SPLITS, load_config
 from utils.errors import ConfigError
-from utils.losses import build_criterion
 from utils.runtime import shipped_configs
 
 

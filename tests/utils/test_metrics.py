@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.literal_metrics import literal_f_score, literal_mask_iou, literal_semantic_sums
+from scripts.benchmark.literal_metrics import literal_f_score, literal_mask_iou, literal_semantic_sums
 from utils.metrics import FScore, MaskIoU, SemanticScores, _thresholds_reached, pr_thresholds
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "losses_metrics.npz"

@@ -1,0 +1,339 @@
+"""What a run looks like: sheets of frames with masks and sound, masks as AVSBench stores them, learning curves."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
+
+from dataloader.images import IMAGENET_MEAN, IMAGENET_STD
+from dataloader.palette import encode, palette
+from utils.errors import DataError
+
+OBJECT_COLOUR = (255, 140, 0)  # orange: stands out from skin, grass, sky and wood, also for the colour-blind
+COLUMNS = ("frame", "truth", "prediction", "log-mel of its second")
+
+Classes = npt.NDArray[np.uint8]  # (..., H, W) class numbers
+
+
+def predicted_classes(logits: Tensor) -> Tensor:
+    """Class of every pixel: logits (N, K, H, W) -> (N, H, W) uint8; for K = 1, 1 where the probability is above 0.5."""
+    if logits.shape[1] == 1:
+        return (logits.squeeze(1).float().sigmoid() > 0.5).to(torch.uint8)
+    return logits.max(1).indices.to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One frame of a sheet.
+
+    Attributes:
+        title: what stands beside the row.
+        frame: (3, H, W) float32, normalised by ImageNet's mean and deviation.
+        log_mel: (1, 96, 64) float32, 96 steps of 10 ms by 64 mel bands.
+        truth: (H, W) class numbers, or None where the frame has no label.
+        prediction: (H, W) class numbers.
+    """
+
+    title: str
+    frame: Tensor
+    log_mel: Tensor
+    truth: Tensor | None
+    prediction: Tensor
+
+
+def clip_rows(
+    name: str,
+    frames: Tensor,
+    log_mel: Tensor,
+    masks: Tensor,
+    logits: Tensor,
+    gt_temporal_mask_flag: Tensor,
+    vid_temporal_mask_flag: Tensor,
+) -> list[SheetRow]:
+    """Rows of one clip: its real frames, in order.
+
+    Args:
+        name: the clip's name.
+        frames: (T, 3, H, W).
+        log_mel: (T, 1, 96, 64).
+        masks: (T, H, W).
+        logits: (T, K, H, W).
+        gt_temporal_mask_flag: (T,), 0 = the frame has no label.
+        vid_temporal_mask_flag: (T,), 0 = padding, left out.
+    """
+    predictions = predicted_classes(logits).cpu()
+    return [
+        SheetRow(
+            title=f"{name}\nsecond {second + 1}",
+            frame=frames[second].cpu(),
+            log_mel=log_mel[second].cpu(),
+            truth=masks[second].cpu() if gt_temporal_mask_flag[second] else None,
+            prediction=predictions[second],
+        )
+        for second in range(len(frames))
+        if vid_temporal_mask_flag[second]
+    ]
+
+
+def save_sheet(path: str | Path, rows: Sequence[SheetRow], *, classes: Sequence[str], title: str = "") -> None:
+    """Draw one row a frame: the frame, the truth and the prediction laid over it, and the sound of its second.
+
+    Args:
+        path: PNG to write; its folder is made.
+        rows: at least one.
+        classes: names of the class numbers, background first; two names mean object or not.
+        title: above everything.
+    """
+    if not rows:
+        raise ValueError(f"{path}: a sheet needs at least one row")
+    semantic = len(classes) > 2
+    head, foot = 0.75, _legend_height(rows) if semantic else 0.1
+    height = 1.9 * len(rows) + head + foot
+    figure = Figure(figsize=(8.0, height), dpi=120)
+    axes = figure.subplots(len(rows), 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 1, 0.97)})
+    figure.subplots_adjust(
+        left=0.085, right=0.985, top=1 - head / height, bottom=(foot + 0.25) / height, wspace=0.05, hspace=0.12
+    )
+    low, high = _range([row.log_mel for row in rows])
+    for cells, row in zip(axes, rows, strict=True):
+        picture = _picture(row.frame)
+        _show(cells[0], picture)
+        cells[0].set_ylabel(_wrapped(row.title), fontsize=7)
+        if row.truth is None:
+            _show(cells[1], picture // 3)
+            _note(cells[1], "no label")
+        else:
+            _show(cells[1], _overlaid(picture, row.truth, semantic))
+        _show(cells[2], _overlaid(picture, row.prediction, semantic))
+        if row.truth is not None:
+            _note(cells[2], _agreement(row.truth, row.prediction, semantic))
+        mel = cells[3]
+        mel.imshow(row.log_mel[0].T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high)
+        mel.set_yticks([])
+        mel.set_xticks([])
+    for cell, column in zip(axes[0], COLUMNS, strict=True):
+        cell.set_title(column, fontsize=10)
+    axes[-1][3].set_xlabel("0 to 0.96 s, 125 to 7500 Hz", fontsize=7)
+    if title:
+        figure.suptitle(title, fontsize=11, y=1 - 0.2 / height)
+    if semantic:
+        present = [number for number in _classes_of(rows) if number]
+        handles = [Patch(color=_rgb(number), label=_class_name(classes, number)) for number in present]
+        if handles:
+            figure.legend(handles=handles, loc="lower center", ncols=5, fontsize=7, frameon=False)
+    _save(figure, path)
+
+
+def save_masks(
+    folder: str | Path, name: str, predictions: Tensor, *, category: str = "", semantic: bool = False
+) -> list[Path]:
+    """Write a clip's predicted masks as AVSBench's own evaluation does.
+
+    The files are `{folder}/{category}/{name}/{name}_{i}.png`, i from 0 (AVSBench's labels count from 1): one channel,
+    0 or 255, for object masks; RGB in the 71 colours of AVSS for semantic ones.
+
+    Args:
+        folder: root; made where missing.
+        name: the clip's name.
+        predictions: (T, H, W) class numbers, padded frames left out.
+        category: the clip's class (s4); empty elsewhere.
+        semantic: class numbers mean classes, not object or not.
+
+    Returns:
+        The files written.
+
+    Raises:
+        DataError: a name or category that is not a plain file name.
+    """
+    for part in (name, category):
+        if part in (".", "..") or any(character in part for character in "/\\\0"):
+            raise DataError(f"masks cannot be saved under the name {part!r}: it is not a plain file name.")
+    target = Path(folder) / category / name
+    target.mkdir(parents=True, exist_ok=True)
+    files = []
+    for i, mask in enumerate(predictions.cpu().numpy().astype(np.uint8)):
+        file = target / f"{name}_{i}.png"
+        pixels = encode(mask) if semantic else (mask > 0).astype(np.uint8) * np.uint8(255)
+        Image.fromarray(pixels).save(file)
+        files.append(file)
+    return files
+
+
+def save_curves(metrics_csv: str | Path, path: str | Path, *, title: str = "") -> None:
+    """Draw losses and scores by epoch from a run's log, `metrics.csv`.
+
+    Every numeric column is a curve, the mean over an epoch's rows: names with 'loss' or 'total' in the losses' panel,
+    those with 'iou' or 'f_score' in the scores'.
+
+    Args:
+        metrics_csv: a table with a column `epoch`.
+        path: PNG to write.
+        title: above everything.
+
+    Raises:
+        DataError: the table is missing, or has no column `epoch`.
+    """
+    curves = read_curves(metrics_csv)
+    losses = {name: curve for name, curve in curves.items() if _is_loss(name)}
+    scores = {name: curve for name, curve in curves.items() if not _is_loss(name) and ("iou" in name or "f_" in name)}
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    panels = (("losses", losses, "weighted loss"), ("scores", scores, "score, 0 to 1"))
+    for axes, (heading, chosen, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        for number, (name, curve) in enumerate(sorted(chosen.items())):
+            epochs = sorted(curve)
+            style = "--" if name.startswith("train") and any(not other.startswith("train") for other in chosen) else "-"
+            axes.plot(
+                epochs,
+                [curve[e] for e in epochs],
+                style,
+                marker=".",
+                label=name,
+                color=f"C{number % 10}",
+                linewidth=1.4,
+            )
+        axes.set_title(heading)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if chosen:
+            axes.legend(fontsize=8)
+        else:
+            _note(axes, "none logged yet")
+    if title:
+        figure.suptitle(title)
+    _save(figure, path)
+
+
+def read_curves(metrics_csv: str | Path) -> dict[str, dict[int, float]]:
+    """Column -> epoch -> mean of the epoch's values, from a CSV log; blanks and values that are not finite are skipped.
+
+    Raises:
+        DataError: the table is missing, or has no column `epoch`.
+    """
+    file = Path(metrics_csv)
+    try:
+        with file.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+            columns = list(rows[0]) if rows else []
+    except OSError as error:
+        raise DataError(
+            f"{file}: the log cannot be read ({error.strerror}); curves are drawn after training."
+        ) from error
+    if rows and "epoch" not in columns:
+        raise DataError(f"{file}: the log has no column 'epoch', only {', '.join(columns)}.")
+    values: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        epoch = _number(row["epoch"])
+        for column in columns:
+            value = _number(row[column])
+            if column not in ("epoch", "step") and epoch is not None and value is not None:
+                values.setdefault(column, {}).setdefault(int(epoch), []).append(value)
+    return {name: {e: sum(v) / len(v) for e, v in by_epoch.items()} for name, by_epoch in values.items()}
+
+
+def _is_loss(name: str) -> bool:
+    return "loss" in name or "total" in name
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _picture(frame: Tensor) -> npt.NDArray[np.uint8]:
+    """A normalised frame (3, H, W) as (H, W, 3) uint8."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = ((frame.float() * std + mean) * 255).round().clamp(0, 255)
+    return pixels.permute(1, 2, 0).to(torch.uint8).numpy()
+
+
+def _overlaid(picture: npt.NDArray[np.uint8], mask: Tensor, semantic: bool) -> npt.NDArray[np.uint8]:
+    """The picture, darkened, with the mask's colours over it."""
+    classes = mask.numpy().astype(np.uint8)
+    colours = encode(classes) if semantic else np.where(classes[..., None] > 0, OBJECT_COLOUR, 0).astype(np.uint8)
+    with_object = (classes > 0)[..., None]
+    return np.where(with_object, 0.35 * picture + 0.65 * colours, 0.55 * picture).astype(np.uint8)
+
+
+def _agreement(truth: Tensor, prediction: Tensor, semantic: bool) -> str:
+    """The score of one frame, for the eye: IoU of the object, or the mean IoU of the classes seen."""
+    found, wanted = prediction.long(), truth.long()
+    if not semantic:
+        found, wanted = (found > 0).long(), (wanted > 0).long()
+    present = sorted({*found.unique().tolist(), *wanted.unique().tolist()} - {0})
+    if not present:
+        return "silent, rightly empty"
+    iou = [
+        float(((found == number) & (wanted == number)).sum() / ((found == number) | (wanted == number)).sum())
+        for number in present
+    ]
+    return f"IoU {sum(iou) / len(iou):.2f}"
+
+
+def _range(log_mels: Sequence[Tensor]) -> tuple[float, float]:
+    values = torch.stack(list(log_mels)).float()
+    low, high = float(values.min()), float(values.max())
+    return low, high if high > low else low + 1
+
+
+def _classes_of(rows: Sequence[SheetRow]) -> list[int]:
+    masks = [mask for row in rows for mask in (row.truth, row.prediction) if mask is not None]
+    return sorted({number for mask in masks for number in mask.unique().tolist()})
+
+
+def _class_name(classes: Sequence[str], number: int) -> str:
+    return classes[number] if number < len(classes) else f"class {number}"
+
+
+def _rgb(number: int) -> tuple[float, float, float]:
+    red, green, blue = (float(value) / 255 for value in palette()[number])
+    return red, green, blue
+
+
+def _legend_height(rows: Sequence[SheetRow]) -> float:
+    return 0.15 + 0.17 * math.ceil(len(_classes_of(rows)) / 5)  # inches
+
+
+def _wrapped(title: str, width: int = 22) -> str:
+    """The title with its long lines (clip names) cut in pieces that fit beside a row."""
+    return "\n".join(line[at : at + width] for line in title.split("\n") for at in range(0, max(len(line), 1), width))
+
+
+def _show(axes: Axes, picture: npt.NDArray[np.uint8]) -> None:
+    axes.imshow(picture)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _note(axes: Axes, text: str) -> None:
+    axes.text(
+        0.03,
+        0.96,
+        text,
+        transform=axes.transAxes,
+        va="top",
+        fontsize=7,
+        color="white",
+        bbox={"facecolor": "black", "alpha": 0.6, "pad": 1.5, "edgecolor": "none"},
+    )
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # No date in the file: the same run gives the same bytes.
+    figure.savefig(path, format="png", metadata={"Software": None})
