@@ -1,20 +1,19 @@
 """Config files: Python with `_base_` inheritance, `key=value` overrides, and every key checked.
 
-The published config files load unchanged. What a file leaves out comes from the tables below, so after `load_config`
-every key of `process`, `optimizer` and `loss` is there.
+Published config files load unchanged (utils/published.py). What a file leaves out of `process` comes from the table
+below; the options of a model, data set, loss or optimizer are checked against its constructor where it is built.
 """
 
 import ast
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from dataloader.base import AudioVisualDataset
-from utils import schedules
+from utils import published, schedules
 from utils.errors import ConfigError
 from utils.registry import DATASETS, lookup, suggestion
 from utils.runtime import shipped_configs
@@ -25,74 +24,43 @@ SECTIONS = ("model", "dataset", "optimizer", "loss", "process")
 
 
 @dataclass
-class OptimizerConfig:
-    """`optimizer`: AdamW (Loshchilov & Hutter, 2019).
-
-    Attributes:
-        type: 'AdamW'.
-        lr: learning rate.
-        weight_decay: decoupled weight decay.
-        betas: decay of the two moments.
-        eps: term for numerical stability.
-    """
-
-    type: str = "AdamW"
-    lr: float = 2e-5
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-
-@dataclass
-class LossConfig:
-    """`loss`: see model.criterion.
-
-    Attributes:
-        weight_dict: weights of `iou_loss` and `mix_loss`.
-        loss_type: 'dice' or 'bce' for one class; cross entropy is used for several.
-    """
-
-    weight_dict: dict[str, float] = field(default_factory=lambda: {"iou_loss": 1.0, "mix_loss": 0.1})
-    loss_type: str = "dice"
-
-
-@dataclass
 class ProcessConfig:
-    """`process`: how a run goes.
+    """`process`: schedule, devices and output of a run.
 
     Attributes:
-        num_works: worker processes that read data.
+        num_workers: worker processes that read data.
         train_epochs: epochs.
-        freeze_epochs: first epochs in which the picture backbone does not train.
+        freeze_epochs: first epochs, in which the backbone is frozen.
         start_eval_epoch: first epoch (from 0) after which the validation split is scored.
         eval_interval: epochs between two validations.
         lr_schedule: None, dict(type='StepLR', step_size, gamma) in epochs, or dict(type='cosine', warmup_steps, min_lr)
             in steps.
         work_dir: where runs are written, in a folder of the config's name.
         seed: of weights, data order and all draws.
-        precision: '32', 'bf16' or '16', mixed in the latter two.
-        devices: number of devices, 'auto' for all.
+        precision: '32', 'bf16' or '16' (the latter two mixed), or 'auto': what this device computes fastest of the
+            first two.
+        devices: processes per machine, 'auto' for one per GPU.
         num_nodes: machines.
-        strategy: Lightning's, 'auto', 'ddp', 'fsdp'.
-        accumulate: batches a step; each weighs alike, however many of its frames have a label.
-        clip_grad_norm: largest norm of the gradient, None for no limit.
-        checkpoint_interval: steps between two checkpoints within an epoch; 0 for the end of each epoch alone.
-        sync_batchnorm: share BatchNorm statistics between devices.
+        strategy: 'auto', 'ddp', 'fsdp', or another strategy of Lightning Fabric.
+        accumulate: batches per optimizer step, all of equal weight.
+        clip_grad_norm: upper limit of the gradient's norm, None for no limit.
+        checkpoint_interval: optimizer steps between checkpoints within an epoch; 0 saves at the end of each epoch only.
+        sync_batchnorm: share BatchNorm statistics between GPUs.
         matmul_precision: of float32 products: 'highest', 'high' (TF32) or 'medium'.
         compile: compile the model.
         activation_checkpointing: recompute activations in the backward pass.
         detect_anomaly: name the operation behind a NaN in the backward pass; slow.
-        deterministic: deterministic algorithms alone; on GPUs, where PyTorch has them.
-        log_interval: steps between two lines of the log.
-        check_data: look at every file of the data set before the first epoch.
-        cache_features: keep the embeddings of a frozen VGGish, on disk.
-        cache_backbone: keep the maps of the backbone while it is frozen, on disk: 1.6 MB a frame of 224 pixels with
-            PVTv2. It then runs in evaluation mode, without stochastic depth.
-        drop_last: leave out a last batch that is not full, in training.
-        lr_scaling: None, or 'linear': the learning rate holds for one device and grows with their number.
+        deterministic: use deterministic algorithms only; on GPUs, where PyTorch has them.
+        log_interval: optimizer steps between rows of the log.
+        check_data: check every file of the data set before the first epoch.
+        cache_features: compute the embeddings of a frozen audio encoder once and keep them on disk.
+        cache_backbone: the same for the feature maps of the backbone while it is frozen: 1.6 MB per frame of 224 pixels
+            with PVTv2-B5. The backbone then runs in evaluation mode, without stochastic depth.
+        drop_last: in training, leave out an incomplete last batch.
+        lr_scaling: None, or 'linear': the learning rate is given for one device and multiplied by their number.
     """
 
-    num_works: int = 8
+    num_workers: int = 8
     train_epochs: int = 30
     freeze_epochs: int = 0
     start_eval_epoch: int = 0
@@ -122,12 +90,10 @@ class ProcessConfig:
 
 
 WORDS = {"true": "True", "false": "False", "null": "None"}
-"""Other languages' words in an override, and Python's."""
-_TABLES: dict[str, type] = {"optimizer": OptimizerConfig, "loss": LossConfig, "process": ProcessConfig}
+"""Spellings of other languages that an override may use -> Python's."""
+_DEFAULTS = {"optimizer": {"type": "AdamW", "lr": 2e-5}, "loss": {"type": "SegmentationLoss"}}
 _CHOICES = {
-    "optimizer.type": ("AdamW",),
-    "loss.loss_type": ("dice", "bce"),
-    "process.precision": ("32", "bf16", "16"),
+    "process.precision": ("32", "bf16", "16", "auto"),
     "process.matmul_precision": ("highest", "high", "medium"),
     "process.lr_scaling": (None, "linear"),
 }
@@ -137,7 +103,7 @@ _AT_LEAST = {
     "process.accumulate": 1,
     "process.num_nodes": 1,
     "process.log_interval": 1,
-    "process.num_works": 0,
+    "process.num_workers": 0,
     "process.freeze_epochs": 0,
     "process.start_eval_epoch": 0,
     "process.checkpoint_interval": 0,
@@ -161,8 +127,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), task: str | Non
         ConfigError: no such file, not a config, an unknown key, a value out of range, a task that does not fit.
     """
     cfg = _read(Path(path))
+    published.translate(cfg)
     for override in overrides:
         _override(cfg, override)
+    published.translate(cfg)  # overrides may hold published names as well
     unknown = [key for key in cfg if key not in (*SECTIONS, "task", "stamps")]
     if unknown:
         raise ConfigError(
@@ -171,36 +139,36 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), task: str | Non
     for section in ("model", "dataset"):
         if not isinstance(cfg.get(section), Mapping):
             raise ConfigError(f"{path} has no section '{section}'.")
-    for section, table in _TABLES.items():
-        cfg[section] = _filled(table, cfg.get(section, {}), section)
+    for section, defaults in _DEFAULTS.items():
+        cfg[section] = ConfigDict({**defaults, **_mapping(cfg, section)})
+    if cfg.optimizer.type == "AdamW":
+        cfg.optimizer.setdefault("weight_decay", 0.01)
+    cfg["process"] = _process(_mapping(cfg, "process"))
     for key, choices in _CHOICES.items():
         _check_choice(cfg, key, choices)
     for key, least in _AT_LEAST.items():
         _check_least(cfg, key, least)
-    _check_loss(cfg.loss)
     if cfg.process.lr_schedule is not None:
         schedules.validated(cfg.process.lr_schedule)
     cfg["task"] = _task(cfg, Path(path), task)
-    if cfg.model.get("vggish", {}).get("preprocess_audio_to_log_mel", False):
-        for split in cfg.dataset.values():
-            split.setdefault("audio", "wav")
     return cfg
 
 
 def check_classes(cfg: Any) -> None:
-    """See that the model answers in the classes that the data has, for clips of its length.
+    """Check number of classes and frames of the model against the data sets.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: they differ.
     """
     classes = cfg.model.get("head", {}).get("num_classes", 1)
     for name, split in cfg.dataset.items():
-        expected = split.get("num_class", 71) if cfg.task == "avss" else 1
+        expected = split.get("num_classes", 71) if cfg.task == "avss" else 1
         if classes != expected:
             raise ConfigError(f"model.head.num_classes={classes}, but dataset.{name} has {expected} classes.")
-        frames = split.get("mask_num", 10) if cfg.task == "avss" else split.get("frames_per_clip", 5)
-        if cfg.model.get("T", 5) != frames:
-            raise ConfigError(f"model.T={cfg.model.get('T', 5)}, but clips of dataset.{name} have {frames} frames.")
+        frames = split.get("num_frames", 10 if cfg.task == "avss" else 5)
+        given = cfg.model.get("num_frames", 5)
+        if given != frames:
+            raise ConfigError(f"model.num_frames={given}, but clips of dataset.{name} have {frames} frames.")
 
 
 def _read(path: Path) -> Config:
@@ -216,13 +184,14 @@ def _read(path: Path) -> Config:
 def _override(cfg: Config, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"{override!r} is no override: write key=value, process.train_epochs=3 for one.")
+        raise ConfigError(f"{override!r} is no override: write key=value, for example process.train_epochs=3.")
+    key = published.translate_key(key, cfg)
     try:
         value = ast.literal_eval(WORDS.get(text, text))
     except (ValueError, SyntaxError):
         value = text
     *parents, leaf = key.split(".")
-    if parents and parents[0] in _TABLES:
+    if parents and parents[0] in ("process", *_DEFAULTS):
         cfg.setdefault(parents[0], ConfigDict())
     node: Any = cfg
     for depth, parent in enumerate(parents):
@@ -232,27 +201,30 @@ def _override(cfg: Config, override: str) -> None:
             raise ConfigError(f"{override}: {where} has no {parent!r}: {suggestion(parent, known)}")
         node = node[parent]
     if not isinstance(node, Mapping | Config):
-        raise ConfigError(f"{override}: {'.'.join(parents)} is a value, and has no keys.")
+        raise ConfigError(f"{override}: {'.'.join(parents)} is a value and has no keys.")
     if isinstance(node.get(leaf), Mapping) and not isinstance(value, Mapping | None):
         raise ConfigError(f"{override}: {key} has the keys {', '.join(node[leaf])}: set one of them.")
     # mmengine's dictionaries turn nested ones into their kind on assignment
     node[leaf] = ConfigDict(value) if isinstance(value, dict) else value  # type: ignore[index]
 
 
-def _filled(table: type, given: Mapping[str, Any], section: str) -> ConfigDict:
-    defaults = {item.name: item.default for item in dataclasses.fields(table)}
-    known = list(defaults)
+def _mapping(cfg: Config, section: str) -> Mapping[str, Any]:
+    given = cfg.get(section, {})
     if not isinstance(given, Mapping):
         raise ConfigError(f"{section} must be a dictionary, got {given!r}.")
+    return given
+
+
+def _process(given: Mapping[str, Any]) -> ConfigDict:
+    """`process` with the defaults of its table."""
+    defaults = {item.name: item.default for item in dataclasses.fields(ProcessConfig)}
     for key in given:
-        if key not in known:
-            raise ConfigError(f"{section}.{key} is no option: {suggestion(key, known)}")
+        if key not in defaults:
+            raise ConfigError(f"process.{key} is no option: {suggestion(key, list(defaults))}")
         if isinstance(defaults[key], bool) and not isinstance(given[key], bool):
-            raise ConfigError(f"{section}.{key}={given[key]!r}: give True or False.")
-    values = dataclasses.asdict(table(**given))
-    if section == "process":
-        values |= {key: str(values[key]) for key in ("precision", "work_dir")}
-    return ConfigDict(values)
+            raise ConfigError(f"process.{key}={given[key]!r}: give True or False.")
+    values = dataclasses.asdict(ProcessConfig(**given))
+    return ConfigDict(values | {key: str(values[key]) for key in ("precision", "work_dir")})
 
 
 def _value(cfg: Config, key: str) -> Any:
@@ -272,16 +244,6 @@ def _check_least(cfg: Config, key: str, least: int) -> None:
         raise ConfigError(f"{key}={value!r} must be a whole number, {least} or more.")
 
 
-def _check_loss(loss: Mapping[str, Any]) -> None:
-    known = ["iou_loss", "mix_loss"]
-    weights = dict(loss["weight_dict"])
-    if "mask_loss" in weights and "mix_loss" not in weights:
-        raise ConfigError("loss.weight_dict.mask_loss belongs to an early AVSegFormer: its name is mix_loss since.")
-    for key in weights:
-        if key not in known:
-            raise ConfigError(f"loss.weight_dict.{key} is no loss: {suggestion(key, known)}")
-
-
 def _task(cfg: Config, path: Path, wanted: str | None) -> str:
     """The task that all splits' data sets belong to."""
     if wanted is not None and wanted not in TASKS:
@@ -297,7 +259,7 @@ def _task(cfg: Config, path: Path, wanted: str | None) -> str:
                 f"dataset.{name}.type={split.get('type')!r} is no data set: "
                 f"{suggestion(str(split.get('type')), list(DATASETS.module_dict))}"
             )
-        tasks[name] = cast(type[AudioVisualDataset], found).task
+        tasks[name] = found.task  # type: ignore[attr-defined]
     if len(set(tasks.values())) > 1:
         raise ConfigError(f"{path}: its splits belong to different tasks: {tasks}.")
     task = tasks["train"]

@@ -3,9 +3,9 @@
 _base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/avss.py", "../_base_/schedules/avss.py"]
 
 model = dict(
-    backbone=dict(type="pvt_v2_b5", init_weights_path="pretrained/pvt_v2_b5.pth", drop_path_rate=0.1),
+    backbone=dict(type="pvt_v2_b5", weights="pretrained/pvt_v2_b5.pth", drop_path_rate=0.1),
     head=dict(num_classes=71),
-    T=10,
+    num_frames=10,
 )
 
 dataset = {split: dict(crop_img_and_mask=True, resize_pred_mask=True) for split in ("train", "val", "test")}

@@ -3,9 +3,9 @@
 _base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/avss.py", "../_base_/schedules/avss.py"]
 
 model = dict(
-    backbone=dict(type="res50", init_weights_path="pretrained/resnet50-19c8e357.pth"),
+    backbone=dict(type="res50", weights="pretrained/resnet50-19c8e357.pth"),
     head=dict(num_classes=71),
-    T=10,
+    num_frames=10,
 )
 
 dataset = {split: dict(crop_img_and_mask=True, resize_pred_mask=True) for split in ("train", "val", "test")}

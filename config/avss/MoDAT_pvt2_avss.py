@@ -2,4 +2,4 @@
 
 _base_ = ["../_base_/models/modat_pvt2.py", "../_base_/datasets/avss.py", "../_base_/schedules/avss.py"]
 
-model = dict(head=dict(num_classes=71), T=10)
+model = dict(head=dict(num_classes=71), num_frames=10)

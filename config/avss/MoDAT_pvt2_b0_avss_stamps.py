@@ -6,4 +6,4 @@ _base_ = [
     "../_base_/schedules/stamps.py",
 ]
 
-model = dict(head=dict(num_classes=71), T=10)
+model = dict(head=dict(num_classes=71), num_frames=10)

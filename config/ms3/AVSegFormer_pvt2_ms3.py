@@ -3,7 +3,7 @@
 _base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/ms3.py", "../_base_/schedules/ms3.py"]
 
 model = dict(
-    backbone=dict(type="pvt_v2_b5", init_weights_path="pretrained/pvt_v2_b5.pth", drop_path_rate=0.1),
+    backbone=dict(type="pvt_v2_b5", weights="pretrained/pvt_v2_b5.pth", drop_path_rate=0.1),
 )
 optimizer = dict(lr=2e-5)
 process = dict(lr_schedule=None)

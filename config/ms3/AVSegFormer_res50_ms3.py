@@ -3,7 +3,7 @@
 _base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/ms3.py", "../_base_/schedules/ms3.py"]
 
 model = dict(
-    backbone=dict(type="res50", init_weights_path="pretrained/resnet50-19c8e357.pth"),
+    backbone=dict(type="res50", weights="pretrained/resnet50-19c8e357.pth"),
 )
 optimizer = dict(lr=2e-5)
 process = dict(lr_schedule=None)

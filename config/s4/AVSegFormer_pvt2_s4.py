@@ -3,5 +3,5 @@
 _base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/s4.py", "../_base_/schedules/s4.py"]
 
 model = dict(
-    backbone=dict(type="pvt_v2_b5", init_weights_path="pretrained/pvt_v2_b5.pth", drop_path_rate=0.1),
+    backbone=dict(type="pvt_v2_b5", weights="pretrained/pvt_v2_b5.pth", drop_path_rate=0.1),
 )

@@ -2,10 +2,10 @@
 
 dataset = {
     split: dict(
-        type="V2Dataset",
+        type="AVSSDataset",
         split=split,
-        num_class=71,
-        mask_num=10,
+        num_classes=71,
+        num_frames=10,
         crop_img_and_mask=False,
         crop_size=224,
         meta_csv_path="data/AVSS/metadata.csv",

@@ -3,10 +3,10 @@
 stamps = dict(tasks=["avss"], out="data/stamps", size=128, kinds=12)
 dataset = {
     split: dict(
-        type="V2Dataset",
+        type="AVSSDataset",
         split=split,
-        num_class=71,
-        mask_num=10,
+        num_classes=71,
+        num_frames=10,
         crop_img_and_mask=False,
         crop_size=128,
         meta_csv_path="data/stamps/AVSS/metadata.csv",

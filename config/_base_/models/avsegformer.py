@@ -2,28 +2,24 @@
 
 model = dict(
     type="AVSegFormer",
-    vggish=dict(
-        freeze_audio_extractor=True,
-        pretrained_vggish_model_path="pretrained/vggish-10086976.pth",
-        preprocess_audio_to_log_mel=False,
-        postprocess_log_mel_with_pca=False,
-        pretrained_pca_params_path=None,
-    ),
+    audio_encoder=dict(type="VGGish", frozen=True, weights="pretrained/vggish-10086976.pth", pca=False),
     head=dict(
-        type="AVSegHead",
+        type="SegHead",
         num_classes=1,
-        query_num=300,
+        num_queries=300,
         use_learnable_queries=True,
         query_generator=dict(type="AttentionGenerator", num_layers=6),
         fusion_block=dict(type="CrossModalMixer"),
-        positional_encoding=dict(type="SinePositionalEncoding"),
+        positional_encoding=dict(type="SinePositionalEncoding", temperature=10000.0),
         transformer=dict(
-            type="AVSTransformer",
+            type="Transformer",
             encoder=dict(num_layers=6, layer=dict(ffn_dim=2048, dropout=0.1)),
             decoder=dict(num_layers=6, layer=dict(ffn_dim=2048, dropout=0.1)),
         ),
+        pixel_decoder=dict(type="PixelDecoder"),
+        mask_head=dict(type="MaskPredictor", hidden_dim=2048, head_dims=(128, 32)),
     ),
     audio_dim=128,
     embed_dim=256,
-    T=5,
+    num_frames=5,
 )
