@@ -1,4 +1,4 @@
-"""Score weights: python test.py TASK CONFIG CHECKPOINT [key=value ...]."""
+"""Score weights: python test.py TASK CONFIG CHECKPOINT [options] [key=value ...]."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ SOUNDS = ("real", "silence", "noise", "shuffled")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; `checkpoint` and `overrides` are told apart by the equals sign."""
+    """The command line; of the last words, those with an equals sign are overrides."""
     parser = argparse.ArgumentParser(
         prog="test.py",
         usage="%(prog)s [options] TASK CONFIG CHECKPOINT [key=value ...]",
@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: test")
     parser.add_argument(
-        "--audio", choices=SOUNDS, default="real", help="the clips' own sound (default), or another in its place"
+        "--audio", choices=SOUNDS, default="real", help="the clips' own sound (default), or what replaces it"
     )
     parser.add_argument("--save-masks", action="store_true", help="write the predicted masks in AVSBench's form")
     parser.add_argument(
@@ -43,13 +43,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if len(checkpoints) != (0 if options.oracle else 1):
         parser.error("give one CHECKPOINT" if not options.oracle else "--oracle scores no CHECKPOINT: leave it out")
     if options.oracle and options.audio != "real":
-        parser.error("--oracle does not listen: leave --audio out")
+        parser.error("--oracle uses no sound: leave --audio out")
     options.checkpoint = checkpoints[0] if checkpoints else None
     return options
 
 
 def main() -> int:
-    """Build what is to be scored, score it, write what came out."""
+    """Build the predictor, score it, write the results."""
     options = parse()
     config = find_file(options.config, "the config")
     checkpoint = find_file(options.checkpoint, "the checkpoint") if options.checkpoint else None
@@ -82,7 +82,7 @@ def main() -> int:
             title=title,
             items=None if options.audio == "real" else ReplacedSound(dataset, options.audio, cfg.process.seed),
             masks_folder=folder / "masks" / title if options.save_masks else None,
-            workers=cfg.process.num_works,
+            workers=cfg.process.num_workers,
             console=Console(),
         )
         header: dict[str, Any] = {
@@ -101,7 +101,7 @@ def main() -> int:
             raise
         raise explained from error
     Console().print(results_table(scores, f"{cfg.task}, {options.split} ({len(dataset)} clips), {kind}"))
-    print(f"written: {target}, {folder / 'pictures' / title}.png")
+    print(f"written: {target}, {folder / 'images' / title}.png")
     if options.save_masks:
         print(f"masks: {folder / 'masks' / title}")
     return 0
@@ -123,15 +123,11 @@ def load_predictor(cfg: Any, checkpoint: Path) -> Any:
     check_classes(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_precision(cfg.process.precision, device.type)
-    # The checkpoint brings all weights; files of pretrained parts need not be at hand.
-    for part, key in (("backbone", "init_weights_path"), ("vggish", "pretrained_vggish_model_path")):
-        if key in cfg.model.get(part, {}):
-            cfg.model[part][key] = None
     model = build_model(cfg.model)
-    load_weights(model, checkpoint)
+    load_weights(model, checkpoint)  # of all parts, the pretrained ones too
     if cfg.process.compile:
         model.compile()
-    return ModelPredictor(model, cfg.task, cfg.process.precision, device)
+    return ModelPredictor(model, cfg.process.precision, device)
 
 
 if __name__ == "__main__":

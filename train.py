@@ -16,19 +16,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="shipped configs:\n  " + "\n  ".join(shipped_configs()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task", choices=("s4", "ms3", "avss"), help="what to learn; must fit the config")
+    parser.add_argument("task", choices=("s4", "ms3", "avss"), help="must be the config's")
     parser.add_argument("config", help="a Python config; relative paths inside it are from the project's folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example process.train_epochs=3")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run that the folder holds, and start anew")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in the folder, and start anew")
     return parser.parse_intermixed_args(arguments)
 
 
 def main() -> int:
-    """Check the request, make data where that can be done, train."""
+    """Check the request, make the stamps data if the config needs them, train."""
     options = parse()
     config = find_file(options.config, "the config")
-    # With these words Lightning starts the processes of further GPUs, from the folder that is entered now.
+    # Fabric starts the processes of further GPUs with these arguments, from the folder that is entered now.
     sys.argv = [str(Path(__file__).resolve()), *(str(config) if x == options.config else x for x in sys.argv[1:])]
     os.chdir(ROOT)
     # Imported only now: --help and a mistyped path should not wait for torch.

@@ -1,9 +1,10 @@
-"""What frozen networks say of each clip, computed once."""
+"""Outputs of frozen networks, computed once per clip and kept on disk."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,15 +15,15 @@ from utils.files import atomic_path
 
 
 class FrozenFeatures:
-    """Looks a frozen network's outputs for a clip up on disk, by the clip's content; computes them where they are not.
+    """A frozen network's outputs for a clip, read from disk by the clip's content, and computed where they are missing.
 
-    They are always computed from the clip alone, in float32 and in evaluation mode, so they do not depend on the batch
-    that the clip was first met in: a run that goes on reads what an uninterrupted one would have computed, bit for bit.
+    They are computed per clip, in float32 and in evaluation mode, so that they do not depend on the batch in which the
+    clip first appeared: a resumed run reads, bit for bit, what an uninterrupted one would have computed.
 
     Args:
         network: (T, ...) -> (T, ...), or a list of such.
-        folder: of the cache; features of other weights lie in other folders below it.
-        in_memory: keep what was read, for small features.
+        folder: of the cache; each set of weights has its own folder below it.
+        in_memory: also keep in memory what was read, for small features.
     """
 
     def __init__(self, network: nn.Module, folder: Path, *, in_memory: bool) -> None:
@@ -32,7 +33,7 @@ class FrozenFeatures:
         self._memory: dict[str, list[Tensor]] = {}
 
     def __call__(self, clips: Tensor) -> list[Tensor]:
-        """Inputs of clips (B, T, ...) -> each output of the network, (B * T, ...) float32, on the same device."""
+        """Inputs of clips (B, T, ...) -> the outputs of the network, (B * T, ...) float32 each, on the same device."""
         found = [self._features(clip) for clip in clips]
         return [torch.cat(maps).to(clips.device) for maps in zip(*found, strict=True)]
 
@@ -44,7 +45,7 @@ class FrozenFeatures:
         found = _read(path, len(clip))
         if found is None:
             found = self._compute(clip)
-            # A full disk costs time, not the run.
+            # A full disk costs time and does not end the run.
             with suppress(OSError, SafetensorError), atomic_path(path, durable=False) as part:
                 save_file({str(index): feature for index, feature in enumerate(found)}, part)
         if self.in_memory:
@@ -62,8 +63,30 @@ class FrozenFeatures:
         return [feature.cpu().contiguous() for feature in (out if isinstance(out, Sequence) else [out])]
 
 
+class KnownFeatures:
+    """Inputs of the model that replace its frozen parts.
+
+    Args:
+        embeddings: outputs of the audio encoder, None where it is trained or not cached.
+        maps: outputs of the backbone, likewise.
+    """
+
+    def __init__(self, embeddings: FrozenFeatures | None, maps: FrozenFeatures | None) -> None:
+        self.embeddings = embeddings
+        self.maps = maps
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of the model's forward for a batch of the data module."""
+        known: dict[str, Any] = {}
+        if self.embeddings is not None:
+            known["embedding"] = self.embeddings(batch["log_mel"])[0]
+        if self.maps is not None:
+            known["features"] = self.maps(batch["frames"])
+        return known
+
+
 def weights_hash(module: nn.Module) -> str:
-    """A name for a module's weights."""
+    """A name that identifies a module's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())

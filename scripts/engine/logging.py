@@ -1,21 +1,19 @@
-"""The record of a run on disk: `metrics.csv` and TensorBoard.
+"""The record of a run on disk: `metrics.csv`, TensorBoard and the curves drawn of them.
 
-The CSV has a row every `process.log_interval` steps with the step's losses, and one each validation with the scores. No
-row holds a time, so a run that was interrupted and went on leaves the same file as one that ran through.
+The CSV has a row with the losses every `process.log_interval` optimizer steps, and a row with the scores per
+validation. No row holds a time, so that a resumed run leaves the same file as an uninterrupted one.
 """
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.engine.loop import AVSTraining
 from scripts.engine.visualize import save_curves
+from utils.files import write_atomically
 
 METRICS_FILE = "metrics.csv"
 
@@ -25,7 +23,7 @@ class CsvLog:
 
     Args:
         path: the file; its header is written with the first row.
-        columns: of the file; a row leaves blank what it does not have.
+        columns: of the file; a row leaves blank what it lacks.
     """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
@@ -42,11 +40,14 @@ class CsvLog:
             writer.writerow({key: repr(value) for key, value in row.items()})
 
     def keep_until(self, step: int, *, validation_pending: bool = False) -> None:
-        """Drop what was logged after a step, and a last row that a killed process left incomplete.
+        """Drop rows after a step, and a last row that a killed process left incomplete.
 
         Args:
             step: optimizer steps done.
-            validation_pending: the validation after `step` is still to come, so its row goes too.
+            validation_pending: the validation after `step` is still to be done: its row is dropped too.
+
+        Raises:
+            CheckpointError: the file cannot be replaced.
         """
         if not self.path.exists():
             return
@@ -61,10 +62,9 @@ class CsvLog:
                 or (_step(header, row) == step and not (validation_pending and _scores(header, row)))
             )
         ]
-        replacement = self.path.with_suffix(".tmp")
-        with replacement.open("w", newline="") as file:
-            csv.writer(file).writerows([self.columns, *kept])
-        replacement.replace(self.path)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([self.columns, *kept])
+        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
 
     def rows(self) -> list[dict[str, float]]:
         """All rows as numbers, without their blanks."""
@@ -75,12 +75,13 @@ class CsvLog:
 
 
 class RunLog:
-    """Rows of training and validation, to CSV and TensorBoard.
+    """Rows of training and validation, in CSV and TensorBoard.
 
     Args:
         folder: of the run.
         columns: of the CSV.
-        resume_step: optimizer steps already done; what was logged after it is dropped. None starts the log anew.
+        title: of the curves.
+        resume_step: optimizer steps already done; later rows are dropped. None starts the log anew.
         validation_pending: see `CsvLog.keep_until`.
     """
 
@@ -89,10 +90,13 @@ class RunLog:
         folder: Path,
         columns: Sequence[str],
         *,
+        title: str = "",
         resume_step: int | None = None,
         validation_pending: bool = False,
     ) -> None:
         self.csv = CsvLog(folder / METRICS_FILE, columns)
+        self.curves = folder / "curves.png"
+        self.title = title
         if resume_step is None:
             self.csv.path.unlink(missing_ok=True)
         else:
@@ -109,12 +113,14 @@ class RunLog:
                     key.replace("_", "/", 1) if key.startswith(("train_", "val_")) else key, value, row["step"]
                 )
 
-    def flush(self) -> None:
-        """Hand TensorBoard's rows to the disk."""
+    def end_epoch(self) -> None:
+        """Flush TensorBoard's rows and draw the curves."""
         self._board.flush()
+        if self.csv.path.exists():
+            save_curves(self.csv.path, self.curves, title=self.title)
 
     def close(self) -> None:
-        """End the log."""
+        """Close the log."""
         self._board.close()
 
 
@@ -127,54 +133,3 @@ def _step(header: list[str], row: list[str]) -> float:
 
 def _scores(header: list[str], row: list[str]) -> bool:
     return any(value for name, value in zip(header, row, strict=False) if name.startswith("val_"))
-
-
-class RunLogger(Callback):
-    """Rows of losses and scores, and the curves drawn of them each epoch.
-
-    Args:
-        folder: of the run.
-        interval: optimizer steps between rows.
-        accumulate: batches an optimizer step.
-        title: of the curves.
-
-    Attributes:
-        record: where they go; the main process's alone is set.
-    """
-
-    def __init__(self, folder: Path, *, interval: int, accumulate: int, title: str) -> None:
-        self.record: RunLog | None = None
-        self.folder = folder
-        self.interval = interval
-        self.accumulate = accumulate
-        self.title = title
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log the losses of a step."""
-        assert isinstance(pl_module, AVSTraining)
-        stepped = (batch_idx + 1) % self.accumulate == 0 or batch_idx + 1 == trainer.num_training_batches
-        if not stepped or trainer.global_step % self.interval:
-            return
-        losses = pl_module.shared_losses()
-        if self.record is not None:
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self._add(trainer, {"lr": float(rate), **{f"train_{name}": value for name, value in losses.items()}})
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the scores of an epoch."""
-        assert isinstance(pl_module, AVSTraining)
-        if self.record is not None:
-            self._add(trainer, {f"val_{name}": value for name, value in pl_module.val_scores.items()})
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the curves."""
-        if self.record is not None:
-            self.record.flush()
-            if self.record.csv.path.exists():
-                save_curves(self.record.csv.path, self.folder / "curves.png", title=self.title)
-
-    def _add(self, trainer: Trainer, values: dict[str, float]) -> None:
-        assert self.record is not None
-        self.record.add({"epoch": trainer.current_epoch, "step": trainer.global_step, **values})

@@ -1,245 +1,172 @@
-"""One step of training and of validation, the same for all tasks.
+"""The loop: one training epoch and one evaluation, the same for all tasks.
 
-Notation: B clips a batch and process, T frames a clip, N = B * T.
+Notation: B clips per batch and process, T frames per clip, N = B * T.
 """
 
-import json
-import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
-from model import AVSModel
-from model.avs_model import among_zeros, places
-from scripts.engine.evaluation import Scores
-from scripts.engine.feature_cache import FrozenFeatures
-from utils.errors import ConfigError, UserError
+from model.avs_model import ModelOutput, flagged_indices, scatter_rows
+from scripts.engine.feature_cache import KnownFeatures
+from scripts.engine.resume import Position
+from scripts.engine.task_metrics import TaskMetrics
 from utils.reproducibility import step_seed
-from utils.schedules import build_schedule
 
-LOSSES = ("total", "iou_loss", "mix_loss", "balance_loss")
-NONFINITE_FILE = "nonfinite.json"
-
-
-class NonFiniteLossError(UserError):
-    """The loss became infinite or not a number; the run stopped before taking the step."""
+Batch = dict[str, Any]
+Losses = dict[str, Tensor]
+Predict = Callable[[Batch, int], Tensor]
+"""(batch, number of its first clip in the split) -> logits (N, K, H, W) float32."""
 
 
-class AVSTraining(LightningModule):
-    """One training and validation step, for all tasks.
+def train_one_epoch(
+    model: nn.Module,
+    criterion: nn.Module,
+    loader: DataLoader[Batch],
+    optimizer: Optimizer,
+    *,
+    fabric: Fabric,
+    position: Position,
+    process: Mapping[str, Any],
+    schedule: LRScheduler | None = None,
+    known: KnownFeatures | None = None,
+    on_loss: Callable[[Losses, Batch], None],
+    on_batch: Callable[[Losses, Batch, bool], None],
+) -> None:
+    """Train from where the epoch stands to its end.
 
     Args:
-        model: from `model.build_model`.
-        criterion: from `model.criterion.build_criterion`.
-        scores: of the task.
-        optimizer_cfg: `cfg.optimizer`.
+        model: from `fabric.setup_module`.
+        criterion: `criterion(output, masks, flag)` -> named losses, `total` among them.
+        loader: of the train split, at batch `position.batch` of epoch `position.epoch`.
+        optimizer: from `fabric.setup_optimizers`.
+        fabric: precision, processes and devices.
+        position: where the run stands; kept up to date.
         process: `cfg.process`.
-        folder: of the run, where a step that is not finite is described.
+        schedule: stepped after each optimizer step, if any.
+        known: outputs of frozen parts, computed once.
+        on_loss: called before the backward pass; raises to stop the run.
+        on_batch: called after each batch with its losses, the batch, and whether the optimizer has stepped.
     """
+    model.train()
+    accumulate, batches = process["accumulate"], len(loader)
+    for index, batch in enumerate(loader, start=position.batch):
+        torch.manual_seed(step_seed(process["seed"], position.epoch, index, fabric.global_rank))
+        batch = to_device(batch, fabric.device)
+        steps = (index + 1) % accumulate == 0 or index + 1 == batches
+        with fabric.no_backward_sync(model, enabled=not steps):
+            labelled = batch["labelled_indices"]
+            output = forward(model, batch, labelled, known)
+            losses = criterion(output, *targets(batch, labelled))
+            on_loss(losses, batch)
+            # The last step of an epoch may have fewer batches.
+            fabric.backward(losses["total"] / min(accumulate, batches - index // accumulate * accumulate))
+        if steps:
+            if process["clip_grad_norm"] is not None:
+                fabric.clip_gradients(model, optimizer, max_norm=process["clip_grad_norm"], error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad()
+            if schedule is not None:
+                schedule.step()
+            position.step += 1
+        position.batch = index + 1
+        on_batch(losses, batch, steps)
 
-    def __init__(
-        self,
-        model: AVSModel,
-        criterion: nn.Module,
-        scores: Scores,
-        *,
-        optimizer_cfg: Mapping[str, Any],
-        process: Mapping[str, Any],
-        folder: Path,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.criterion = criterion
-        self.scores = scores
-        self.optimizer_cfg = optimizer_cfg
-        self.process = process
-        self.folder = folder
-        self.embeddings: FrozenFeatures | None = None
-        self.maps: FrozenFeatures | None = None
-        self.val_scores: dict[str, float] = {}
-        self.common_val_batches = 0
-        self._losses: dict[str, Tensor] = {}
-        self._frozen = False
 
-    def setup(self, stage: str) -> None:
-        """Freeze before the strategy looks at which parameters have gradients."""
-        self._freeze(self.process["freeze_epochs"] > 0)
+def evaluate(
+    predict: Predict,
+    loader: DataLoader[Batch],
+    metrics: TaskMetrics,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    on_batch: Callable[[int, Batch, Tensor, int], None] | None = None,
+) -> dict[str, float]:
+    """Score a split.
 
-    def configure_optimizers(self) -> Any:
-        """AdamW over everything that is ever trained.
+    Args:
+        predict: what is scored: a model (`predictor`) or an oracle.
+        loader: of the split, in order; several processes take its batches in turn.
+        metrics: of the task; reset first.
+        rank: of this process.
+        world_size: processes.
+        on_batch: called with (index of the batch, batch, logits, number of its first clip).
 
-        A frozen backbone's parameters are in it from the start. They get no gradient, and AdamW leaves parameters
-        without gradient alone: they neither move nor decay, and no state is made for them.
-        """
-        options = {key: value for key, value in self.optimizer_cfg.items() if key != "type"}
-        if self.process["lr_scaling"] == "linear":
-            options["lr"] *= self.trainer.world_size
-        self._freeze(False)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # One pass over all parameters; in fp16 it would unscale gradients itself, and clipping could not come before.
-        optimizer = torch.optim.AdamW(trained, fused=self.process["precision"] != "16", **options)
-        self._freeze(self._frozen_at(self.trainer.current_epoch))
-        configured: dict[str, Any] = {"optimizer": optimizer}
-        if self.process["lr_schedule"] is not None:
-            configured["lr_scheduler"] = build_schedule(self.process["lr_schedule"], optimizer, self._total_steps())
-        return configured
+    Returns:
+        The scalar metrics of the whole split, the same on all processes.
+    """
+    metrics.reset()
+    batch_size = loader.batch_sampler.batch_size  # type: ignore[union-attr]
+    for index, batch in enumerate(loader):
+        first_clip = (index * world_size + rank) * batch_size
+        logits = predict(batch, first_clip)
+        metrics.update(logits, batch, first_clip)
+        if on_batch is not None:
+            on_batch(index, batch, logits, first_clip)
+    return metrics.scalars()
 
-    def _total_steps(self) -> int:
-        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        return math.ceil(batches / self.process["accumulate"]) * int(self.process["train_epochs"])
 
-    def on_train_start(self) -> None:
-        """Begin also within an epoch; with the weights in place, see what is to be computed only once."""
-        self._begin_epoch()
-        # A compiled model is compiled as a whole, VGGish included; a sharded one does not have its weights at hand.
-        whole = not self.process["compile"] and not isinstance(self.trainer.strategy, FSDPStrategy)
-        folder = Path(self.process["work_dir"])
-        if self.process["cache_features"] and self.model.vggish.frozen and whole:
-            self.embeddings = FrozenFeatures(self.model.vggish, folder / ".vggish_cache", in_memory=True)
-        if self.process["cache_backbone"] and self._frozen and whole:
-            self.maps = FrozenFeatures(self.model.backbone, folder / ".backbone_cache", in_memory=False)
+def predictor(model: nn.Module, device: torch.device, known: KnownFeatures | None = None) -> Predict:
+    """`predict` of a model, for `evaluate`; puts the model into evaluation mode.
 
-    def on_train_epoch_start(self) -> None:
-        """Freeze or train the backbone, and decide whether this epoch ends with a validation."""
-        self._begin_epoch()
+    Args:
+        model: called as it is: precision is the caller's.
+        device: of the model.
+        known: outputs of frozen parts, computed once.
+    """
+    model.eval()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed what this step draws."""
-        torch.manual_seed(step_seed(self.process["seed"], self.current_epoch, batch_idx, self.global_rank))
+    @torch.inference_mode()
+    def predict(batch: Batch, first_clip: int) -> Tensor:
+        batch = to_device(batch, device)
+        real = batch["real_indices"]  # padded frames need no masks
+        logits = forward(model, batch, real, known).logits.float()
+        return scatter_rows(logits, real, batch["vid_temporal_mask_flag"].numel())
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The total loss of a batch.
+    return predict
 
-        Raises:
-            NonFiniteLossError: it is not finite, on this process or another.
-        """
-        labelled = places(batch["gt_temporal_mask_flag"].flatten())
-        losses = self._losses_of(batch, self._forward(batch, labelled), labelled)
-        self._losses = {name: value.detach() for name, value in losses.items()}
-        self._stop_if_not_finite(batch, batch_idx)
-        return losses["total"] * self._share_of_step(batch_idx)
 
-    def on_after_backward(self) -> None:
-        """Average the running statistics of batch normalisation that does not do so itself, as on CPUs."""
-        buffers = self._local_statistics() if self.trainer.world_size > 1 else []
-        if not buffers:
-            return
-        mean = self._across_processes(torch.cat([x.flatten() for x in buffers]), "SUM") / self.trainer.world_size
-        for buffer, shared in zip(buffers, mean.split([x.numel() for x in buffers]), strict=True):
-            buffer.copy_(shared.view_as(buffer))
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device, with the indices of its labelled and of its real frames (None: all).
 
-    def on_validation_epoch_start(self) -> None:
-        """Start the scores anew, also where an interrupted validation is done again."""
-        self.scores.reset()
-        batches = self.trainer.num_val_batches[0]
-        self.common_val_batches = int(self._across_processes(torch.tensor(batches), "MIN"))
-        if self.common_val_batches == 0:
-            raise ConfigError("The val split has fewer batches than the run has processes: use fewer of them.")
+    The indices are found first, on the CPU, where that needs no synchronisation.
+    """
+    indices = {
+        name: flagged_indices(batch[flag].flatten())
+        for name, flag in (("labelled_indices", "gt_temporal_mask_flag"), ("real_indices", "vid_temporal_mask_flag"))
+    }
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in {**batch, **indices}.items()
+    }
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Score a batch."""
-        real = places(batch["vid_temporal_mask_flag"].flatten())
-        logits = among_zeros(self._forward(batch, real).logits.float(), real, batch["vid_temporal_mask_flag"].numel())
-        loader: Any = self.trainer.val_dataloaders
-        place = batch_idx * self.trainer.world_size + self.global_rank
-        first_clip = place * loader.batch_sampler.batch_size
-        self.scores.update(logits, batch, first_clip)
 
-    def on_validation_epoch_end(self) -> None:
-        """The scores of the whole split, the same on all processes."""
-        self.val_scores = self.scores.scalars()
+def forward(
+    model: nn.Module, batch: Batch, frame_indices: Tensor | None, known: KnownFeatures | None = None
+) -> ModelOutput:
+    """The model's output for a batch of clips, for the frames (A,) whose masks are needed; None: all."""
+    padded = batch["real_indices"] is not None
+    output: ModelOutput = model(
+        batch["log_mel"].flatten(0, 1),
+        batch["frames"].flatten(0, 1),
+        batch["vid_temporal_mask_flag"].flatten() if padded else None,
+        frame_indices,
+        **(known(batch) if known is not None else {}),
+    )
+    return output
 
-    def last_losses(self) -> dict[str, float]:
-        """Weighted loss parts of the last training step on this process."""
-        return {name: float(value) for name, value in self._losses.items()}
 
-    def shared_losses(self) -> dict[str, float]:
-        """The same, averaged over the processes."""
-        stacked = torch.stack([self._losses[name].float() for name in LOSSES])
-        mean = self._across_processes(stacked, "SUM") / self.trainer.world_size
-        return dict(zip(LOSSES, mean.tolist(), strict=True))
-
-    def _forward(self, batch: dict[str, Any], answered: Tensor | None = None) -> Any:
-        log_mel, frames = batch["log_mel"].flatten(0, 1), batch["frames"].flatten(0, 1)
-        # Only avss pads its clips; elsewhere the flag would be a product with ones.
-        real = batch["vid_temporal_mask_flag"].flatten() if self.scores.task == "avss" else None
-        known: dict[str, Any] = {}
-        if self.embeddings is not None:
-            known["embedding"] = self.embeddings(batch["log_mel"])[0]
-        if self.maps is not None and self._frozen:
-            known["features"] = self.maps(batch["frames"])
-        return self.model(log_mel, frames, real, answered, **known)
-
-    def _losses_of(self, batch: dict[str, Any], out: Any, answered: Tensor | None) -> dict[str, Tensor]:
-        masks, flag = batch["masks"].flatten(0, 1), batch["gt_temporal_mask_flag"].flatten()
-        losses: dict[str, Tensor] = (
-            self.criterion(out, masks, flag) if answered is None else self.criterion(out, masks[answered])
-        )
-        return losses
-
-    def _share_of_step(self, batch_idx: int) -> float:
-        """Lightning divides each batch's loss by `accumulate`; an epoch's last step may have fewer batches."""
-        accumulate, batches = self.process["accumulate"], self.trainer.num_training_batches
-        return float(accumulate / min(accumulate, batches - batch_idx // accumulate * accumulate))
-
-    def _local_statistics(self) -> list[Tensor]:
-        return [
-            statistic
-            for module in self.model.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
-            for statistic in (module.running_mean, module.running_var)
-            if statistic is not None
-        ]
-
-    def _begin_epoch(self) -> None:
-        epoch, trainer = self.current_epoch, self.trainer
-        frozen = self._frozen_at(epoch)
-        if frozen != self._frozen:
-            self._freeze(frozen)
-            if isinstance(trainer.strategy, DDPStrategy):
-                # DistributedDataParallel exchanges the gradients of those parameters that had one when it was made.
-                trainer.strategy.model = self
-                trainer.strategy.configure_ddp()
-        trainer.limit_val_batches = 1.0 if evaluates(self.process, epoch) else 0
-
-    def _frozen_at(self, epoch: int) -> bool:
-        return epoch < self.process["freeze_epochs"]
-
-    def _freeze(self, freeze: bool) -> None:
-        self.model.freeze_backbone(freeze)
-        self._frozen = freeze
-
-    def _stop_if_not_finite(self, batch: dict[str, Any], batch_idx: int) -> None:
-        broken = ~torch.isfinite(torch.stack([self._losses[name] for name in LOSSES])).all()
-        if not bool(self._across_processes(broken.int(), "MAX")):
-            return
-        report = {
-            "epoch": self.current_epoch,
-            "batch": batch_idx,
-            "step": self.global_step,
-            "process": self.global_rank,
-            "clips": list(batch["name"]),
-            "losses": {name: repr(value) for name, value in self.last_losses().items()},
-        }
-        path = self.folder / (f"nonfinite_{self.global_rank}.json" if self.trainer.world_size > 1 else NONFINITE_FILE)
-        path.write_text(json.dumps(report, indent=2) + "\n")
-        parts = ", ".join(f"{name} {value}" for name, value in self.last_losses().items())
-        raise NonFiniteLossError(
-            f"the loss of step {self.global_step} is not finite ({parts}; clips {', '.join(batch['name'])}), on this "
-            f"process or another; described in {path}. A lower optimizer.lr, process.clip_grad_norm=1 or "
-            "process.precision=32 help; process.detect_anomaly=True names the operation."
-        )
-
-    def _across_processes(self, value: Tensor, operation: str) -> Tensor:
-        if self.trainer.world_size > 1:
-            value = value.to(self.device)
-            torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, operation))
-        return value
+def targets(batch: Batch, frame_indices: Tensor | None) -> Iterator[Tensor]:
+    """Masks (A, H, W) and label flag (A,) of some frames of a batch; None: all."""
+    for key in ("masks", "gt_temporal_mask_flag"):
+        value = batch[key].flatten(0, 1)
+        yield value if frame_indices is None else value[frame_indices]
 
 
 def evaluates(process: Mapping[str, Any], epoch: int) -> bool:

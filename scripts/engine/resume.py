@@ -1,104 +1,123 @@
-"""Checkpoints that a run goes on from: written so that a process killed at any instant leaves a good one behind."""
+"""Resumable checkpoints, written so that a process killed at any instant leaves a good one behind.
+
+A checkpoint is a dictionary of tensors and plain containers: `state_dict` (the model's weights), `optimizer`,
+`schedule`, `precision` (the loss scale of fp16), `best` (the best scores so far) and `run` (where the run stands).
+"""
 
 import functools
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from torch import Tensor
 
 from utils.errors import CheckpointError
 from utils.files import LAST, write_atomically
-from utils.runtime import StopRequested
 
 PREVIOUS = "last.previous.ckpt"
 RUN_KEY = "run"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's way to disk: atomic, keeps the checkpoint before the last, loads tensors and containers alone."""
+@dataclass
+class Position:
+    """Where a run stands.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `path`; what was there stays beside it as `last.previous.ckpt`."""
-        path = Path(path)
+    Attributes:
+        epoch: the epoch that comes next or that is under way, from 0.
+        batch: batches of it that are done.
+        step: optimizer steps done.
+        validation_pending: the validation of epoch `epoch` - 1 is still to be done.
+        order: the settings that the order of batches depends on, by config key; see `check_order`.
+    """
 
-        def write(file: Any) -> None:
-            torch.save(checkpoint, file)
-            if path.exists():
-                # Only once the new file is complete, and by a second name: `path` itself is never missing.
-                _link(path, path.with_name(PREVIOUS))
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    validation_pending: bool = False
+    order: dict[str, int] = field(default_factory=dict)
 
-        write_atomically(path, write)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint without running anything that it may contain."""
-        return read_checkpoint(Path(path), map_location)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint."""
-        Path(path).unlink(missing_ok=True)
+    def state_dict(self) -> dict[str, Any]:
+        """As plain containers."""
+        return asdict(self)
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The contents of a run's checkpoint.
+def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint atomically; the one before stays beside it as `last.previous.ckpt`.
+
+    Raises:
+        CheckpointError: the disk is full, read-only or otherwise refuses; what was there is untouched.
+    """
+
+    def write(file: Any) -> None:
+        torch.save(dict(checkpoint), file)
+        if path.exists():
+            # Only once the new file is complete, and as a second name: `path` itself is never missing.
+            _link(path, path.with_name(PREVIOUS))
+
+    write_atomically(path, write)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A run's checkpoint, on the CPU. Nothing that the file may contain is run.
 
     Raises:
         CheckpointError: it is missing, cut short, or holds anything but tensors and plain containers.
     """
     try:
-        checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist.") from error
     except Exception as error:  # torch.load raises whatever the broken bytes lead it into
         line = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(f"{path} is no readable checkpoint ({type(error).__name__}: {line}).") from error
     if not isinstance(checkpoint, dict) or RUN_KEY not in checkpoint or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path} is no checkpoint of a run (weights alone are loaded by test.sh).")
+        raise CheckpointError(f"{path} is not the checkpoint of a run (test.sh loads plain weights).")
     return checkpoint
 
 
 def find_resumable(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in a run's folder that can be read, and what it says of the run.
+    """The newest readable checkpoint in a run's folder.
 
     Args:
         folder: of the run.
-        say: told when the last checkpoint is broken and the one before is taken.
+        say: receives a warning when the last checkpoint is broken and the one before is used.
 
     Returns:
-        Its path and its `run` entry (epoch, batch, step, validation_pending); None where the folder has none at all.
+        Its path and contents; None where the folder has no checkpoint.
 
     Raises:
-        CheckpointError: there are checkpoints, and none can be read.
+        CheckpointError: there are checkpoints, and none is readable.
     """
-    candidates = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
-    errors = []
-    for path in candidates:
+    errors: list[str] = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
         try:
-            position = read_checkpoint(path)[RUN_KEY]
+            checkpoint = read_checkpoint(path)
         except CheckpointError as error:
             errors.append(str(error))
             continue
-        for error_text in errors:
-            say(f"warning: {error_text} Going on from the one before, {path.name}, at step {position['step']}.")
-        return path, position
+        for text in errors:
+            step = checkpoint[RUN_KEY]["step"]
+            say(f"warning: {text} Going on from the one before, {path.name}, at step {step}.")
+        return path, checkpoint
     if errors:
         raise CheckpointError(f"{' '.join(errors)} Start anew with --overwrite.")
     return None
 
 
 def check_order(position: Mapping[str, Any], order: Mapping[str, int]) -> None:
-    """See that a run that goes on within an epoch meets the batches that are left of it.
+    """Check that a run resumed within an epoch meets the batches that are left of it.
 
     Args:
         position: the checkpoint's `run` entry.
-        order: what the order of batches follows from now, by the names of config keys.
+        order: the settings that the order of batches depends on now, by config key.
 
     Raises:
         CheckpointError: the checkpoint was written within an epoch of another order.
@@ -112,7 +131,7 @@ def check_order(position: Mapping[str, Any], order: Mapping[str, int]) -> None:
 
 
 class StopSignals:
-    """Notes SIGTERM, SIGINT and SIGUSR1 while training, so that the run can save and end between two steps.
+    """Records SIGTERM, SIGINT and SIGUSR1 during training, so that the run can save and end between two steps.
 
     A second Ctrl-C interrupts at once.
     """
@@ -121,13 +140,14 @@ class StopSignals:
         self.received = 0
         self._before: dict[int, Any] = {}
 
-    def install(self) -> None:
-        """Take the signals over."""
+    def __enter__(self) -> "StopSignals":
+        """Install the handlers."""
         for number in STOP_SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
+        return self
 
-    def restore(self) -> None:
-        """Give them back."""
+    def __exit__(self, *_: object) -> None:
+        """Restore the handlers of before."""
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
@@ -138,98 +158,7 @@ class StopSignals:
         self.received = number
 
 
-class RunCheckpoint(Checkpoint):
-    """Writes `last.ckpt` each epoch, every `interval` steps, and when a signal asks the run to stop.
-
-    Args:
-        folder: of the run.
-        interval: optimizer steps between checkpoints within an epoch; 0 = none.
-        order: what the order of batches follows from, see `check_order`; `process.accumulate` is batches a step.
-        signals: what asks the run to stop.
-    """
-
-    def __init__(self, folder: Path, *, interval: int, order: Mapping[str, int], signals: StopSignals) -> None:
-        self.path = folder / LAST
-        self.interval = interval
-        self.order = dict(order)
-        self.signals = signals
-        self._position = {"epoch": 0, "batch": 0, "validation_pending": False}
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Take the signals over from Lightning, whose handler would end a run of several processes in a deadlock."""
-        self.signals.install()
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save within an epoch. After its last batch the validation, or the epoch's end, comes first."""
-        done = batch_idx + 1
-        if done >= trainer.num_training_batches or done % self.order["process.accumulate"]:
-            return
-        stop = self._agreed(trainer)
-        if stop or (self.interval and trainer.global_step % self.interval == 0):
-            self._save(trainer, epoch=trainer.current_epoch, batch=done)
-        self._end_if(stop)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """When asked to stop, save so that the run goes on with this validation, from its first batch."""
-        # Processes may differ by one batch here; they can agree only after those that all of them have.
-        common = pl_module.common_val_batches
-        if batch_idx >= common:
-            return
-        if stop := self._agreed(trainer):
-            self._save(trainer, epoch=trainer.current_epoch + 1, batch=0, validation_pending=True)
-            self._end_if(stop)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save the finished epoch."""
-        self._save(trainer, epoch=trainer.current_epoch + 1, batch=0)
-        self._end_if(self._agreed(trainer))
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Add where the run stands."""
-        checkpoint[RUN_KEY] = {**self._position, "step": trainer.global_step, "order": self.order}
-        if self._position["validation_pending"]:
-            # To Lightning: one batch of the validation begun, none done. It then starts the validation over.
-            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = {
-                "total": dict(begun),
-                "current": dict(begun),
-                "is_last_batch": False,
-            }
-
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Give the signals back."""
-        self.signals.restore()
-
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Give the signals back."""
-        self.signals.restore()
-
-    def _save(self, trainer: Trainer, *, epoch: int, batch: int, validation_pending: bool = False) -> None:
-        self._position = {"epoch": epoch, "batch": batch, "validation_pending": validation_pending}
-        trainer.save_checkpoint(self.path, weights_only=False)
-
-    def _agreed(self, trainer: Trainer) -> int:
-        """The signal that any process of the run has received, 0 for none; the same on all of them."""
-        if trainer.world_size == 1:
-            return self.signals.received
-        number = torch.tensor(self.signals.received, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-        return int(number)
-
-    def _end_if(self, stop: int) -> None:
-        if stop:
-            raise StopRequested(stop, self.path)
-
-
-class BestWeights(Callback):
+class BestWeights:
     """Keeps the weights of the best epoch for each of some scores.
 
     Args:
@@ -237,36 +166,34 @@ class BestWeights(Callback):
         targets: file name -> how its score is computed from the validation's scores.
     """
 
-    def __init__(self, folder: Path, targets: dict[str, Callable[[dict[str, float]], float]]) -> None:
+    def __init__(self, folder: Path, targets: Mapping[str, Callable[[Mapping[str, float]], float]]) -> None:
         self.folder = folder
-        self.targets = targets
+        self.targets = dict(targets)
         self.best: dict[str, dict[str, float]] = {}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write the weights whose score is the highest so far; an equal score keeps the earlier ones."""
+    def update(
+        self, scores: Mapping[str, float], epoch: int, weights: Callable[[], Mapping[str, Tensor]], *, write: bool
+    ) -> None:
+        """Write the weights where a score is the highest so far; an equal score keeps the earlier ones.
+
+        Args:
+            scores: of the validation.
+            epoch: from 0.
+            weights: gives the model's weights; called on all processes, since sharded strategies gather them.
+            write: whether this process writes the files.
+        """
         for name, score_of in self.targets.items():
-            score = score_of(pl_module.val_scores)
+            score = score_of(scores)
             if name in self.best and not score > self.best[name]["score"]:
                 continue
-            self.best[name] = {"score": score, "epoch": trainer.current_epoch}
-            # Sharded strategies gather the weights here, which takes all processes.
-            state = trainer.strategy.lightning_module_state_dict()
-            if trainer.is_global_zero:
-                prefix = "model."
-                weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-                write_atomically(self.folder / name, functools.partial(torch.save, weights))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best scores so far."""
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `state_dict` gave them."""
-        self.best = state_dict["best"]
+            self.best[name] = {"score": score, "epoch": epoch}
+            state = weights()
+            if write:
+                write_atomically(self.folder / name, functools.partial(torch.save, dict(state)))
 
 
 def _link(path: Path, second: Path) -> None:
-    """Give a file a second name, replacing what had it; a copy where the file system knows no hard links."""
+    """Give a file a second name, replacing what had it; a copy where the file system has no hard links."""
     temporary = second.with_name(f".{second.name}.writing")
     temporary.unlink(missing_ok=True)
     try:

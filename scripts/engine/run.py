@@ -1,73 +1,57 @@
-"""Training on Lightning's Trainer: from a loaded config to the best weights of a run."""
+"""A training run, from a loaded config to the best weights: set-up, epochs, validation, checkpoints."""
 
-import logging
 import math
-import shutil
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.fabric.strategies import DDPStrategy, FSDPStrategy
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dataloader.data_module import AVSDataModule
-from dataloader.preflight import check_data
+from dataloader.data_module import DataModule
 from model import build_model
 from model.checkpoint import check_weights
 from model.criterion import build_criterion
-from scripts.engine.devices import accelerator, build_trainer, processes
-from scripts.engine.evaluation import BEST_FILES, SCALARS, Scores
-from scripts.engine.logging import METRICS_FILE, RunLog, RunLogger
-from scripts.engine.loop import LOSSES, AVSTraining
+from model.pretrained import load_pretrained
+from scripts.engine.fabric import (
+    accelerator,
+    all_reduce,
+    build_fabric,
+    full_states,
+    full_weights,
+    load_optimizer,
+    processes,
+)
+from scripts.engine.feature_cache import FrozenFeatures, KnownFeatures
+from scripts.engine.folder import empty, open_log, prepare_folder, quiet_lightning, refuse_broken_data
+from scripts.engine.logging import RunLog
+from scripts.engine.loop import Batch, Losses, evaluate, evaluates, predictor, train_one_epoch
+from scripts.engine.nonfinite import LOSSES, stop_if_not_finite
+from scripts.engine.optimizer import build_optimizer, check_gradient_limit
 from scripts.engine.progress import TrainingProgress
 from scripts.engine.resume import (
     LAST,
-    PREVIOUS,
+    RUN_KEY,
     BestWeights,
-    RunCheckpoint,
+    Position,
     StopSignals,
     check_order,
     find_resumable,
-    read_checkpoint,
+    save_checkpoint,
 )
+from scripts.engine.task_metrics import BEST_FILES, TaskMetrics
 from utils.config import check_classes
 from utils.errors import ConfigError, DataError
-from utils.files import check_writable, explain_write_error, write_atomically
+from utils.files import explain_write_error, write_atomically
 from utils.reproducibility import configure_torch, seed_everything
-from utils.runtime import rank
+from utils.runtime import StopRequested, rank
+from utils.schedules import build_schedule
 
 CONFIG_FILE = "config.py"
-FAULTS_SHOWN = 10
-
-
-class RunData(AVSDataModule):
-    """The data module, started where a run goes on.
-
-    Args:
-        cfg: the loaded config.
-        epoch: to start with.
-        batch: of that epoch to start with.
-    """
-
-    def __init__(self, cfg: Mapping[str, Any], *, epoch: int = 0, batch: int = 0) -> None:
-        super().__init__(cfg)
-        self._start = (epoch, batch)
-
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Shuffled anew each epoch; the first one from where the run stood."""
-        loader = super().train_dataloader()
-        batches: Any = loader.batch_sampler
-        if len(batches) == 0:
-            raise DataError(
-                "The train split has no whole batch: lower dataset.train.batch_size, or process.drop_last=False."
-            )
-        batches.set_epoch(self._start[0])
-        batches.skip(self._start[1])
-        return loader
 
 
 def train(cfg: Any, name: str, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -77,7 +61,7 @@ def train(cfg: Any, name: str, *, resume: bool = False, overwrite: bool = False)
         cfg: from `utils.config.load_config`.
         name: of the config; the run's folder is `process.work_dir`/name.
         resume: go on from the run's last checkpoint, or start where there is none.
-        overwrite: delete the run that the folder holds.
+        overwrite: delete the run in the folder.
 
     Returns:
         The run's folder.
@@ -97,190 +81,275 @@ def train(cfg: Any, name: str, *, resume: bool = False, overwrite: bool = False)
 
 
 def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) -> Path:
-    process = cfg.process
     console = Console(soft_wrap=True, highlight=False, quiet=rank() != 0)
     quiet_lightning()
     if rank() == 0:
         prepare_folder(folder, best=BEST_FILES[cfg.task], resume=resume, overwrite=overwrite)
-        if process.check_data:
+        if cfg.process.check_data:
             refuse_broken_data(cfg)
     found = find_resumable(folder, console.print) if resume else None
     if resume and found is None:
         console.print(f"{folder} holds no checkpoint yet: starting from the beginning")
-    position = found[1] if found else {"epoch": 0, "batch": 0, "step": 0, "validation_pending": False}
-
-    configure_torch(process)
-    seed_everything(process.seed)
-    check_classes(cfg)
-    check_optimizer(cfg.optimizer, process.clip_grad_norm)
-    data = RunData(cfg, epoch=position["epoch"], batch=position["batch"])
-    data.setup("fit")
-    module = build_module(cfg, data.dataset("train").num_classes, folder)
-    order = {
-        "dataset.train.batch_size": data.dataset("train").batch_size,
-        "process.accumulate": process.accumulate,
-        "process.seed": process.seed,
-        "the number of processes": math.prod(processes(process, accelerator())),
-    }
-    if found:
-        check_order(position, order)
-        check_weights(read_checkpoint(found[0])["state_dict"], module.state_dict(), str(found[0]))
-    signals, best = StopSignals(), BestWeights(folder, BEST_FILES[cfg.task])
-    logger = RunLogger(folder, interval=process.log_interval, accumulate=process.accumulate, title=name)
-    trainer = build_trainer(
-        process,
-        folder,
-        callbacks=[
-            logger,
-            TrainingProgress(console),
-            best,
-            RunCheckpoint(folder, interval=process.checkpoint_interval, order=order, signals=signals),
-        ],
-    )
+    run = Run(cfg, folder, found)
     if rank() == 0:
-        # Deleted and written by the main process alone, and only once data, model and machine are known to fit.
+        # Deleted and written by the first process alone, and only once data, model and machine are known to fit.
         if overwrite:
             empty(folder)
         write_atomically(folder / CONFIG_FILE, lambda file: file.write(str(cfg.pretty_text).encode()))
-        logger.record = open_log(cfg.task, folder, position if found else None)
-    console.print(describe(cfg, module, data, trainer, folder, position))
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(found[0]) if found else None)
-    finally:
-        if logger.record is not None:
-            logger.record.close()
-    report(folder, best, console)
+    console.print(run.describe())
+    run.fit(console, title=name)
+    for file, best in run.best.best.items():
+        console.print(f"{folder / file}: epoch {int(best['epoch']) + 1}, score {best['score']:.4f}")
     return folder
 
 
-def refuse_broken_data(cfg: Any) -> None:
-    """Look at every file of the data before anything is trained; what was good and has not changed is not read again.
+class Run:
+    """Everything that a training run consists of.
 
-    Raises:
-        DataError: a file is missing, broken, or not what its table says.
-    """
-    faults = check_data(cfg).faults
-    if faults:
-        shown = "".join(f"\n  {fault}" for fault in faults[:FAULTS_SHOWN])
-        more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
-        raise DataError(
-            f"the data has {len(faults)} fault{'s' if len(faults) > 1 else ''} (scripts/data/check_data.py "
-            "--write-clean-csv makes tables without the bad clips; process.check_data=False trains all the same):"
-            f"{shown}{more}"
-        )
-
-
-def quiet_lightning() -> None:
-    """Leave out Lightning's remarks on what this project has decided; its warnings stay, but for those."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*dataloader is not resumable.*",  # RunData starts it where it has to
-        ".*module\\(s\\) in eval mode.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def build_module(cfg: Any, num_classes: int, folder: Path) -> AVSTraining:
-    """Model, criterion and scores of a config.
+    The constructor builds all parts and checks them against each other, in this process alone; `fit` starts the other
+    processes, if any, and trains.
 
     Args:
-        cfg: the loaded config.
-        num_classes: of the data set.
+        cfg: from `utils.config.load_config`.
         folder: of the run.
+        found: path and contents of the checkpoint to go on from; None starts anew.
 
     Raises:
-        ConfigError: the model cannot be built.
+        UserError: the parts cannot be built, or do not fit together or the checkpoint.
     """
-    model = build_model(cfg.model)
-    model.set_activation_checkpointing(bool(cfg.process.activation_checkpointing))
-    if cfg.process.compile:
-        model.compile()
-    return AVSTraining(
-        model,
-        build_criterion(cfg.loss, num_classes),
-        Scores(cfg.task, num_classes),
-        optimizer_cfg=cfg.optimizer,
-        process=cfg.process,
-        folder=folder,
-    )
 
+    def __init__(self, cfg: Any, folder: Path, found: tuple[Path, dict[str, Any]] | None = None) -> None:
+        self.cfg, self.process, self.folder = cfg, cfg.process, folder
+        self.checkpoint = found[1] if found else None
+        configure_torch(self.process)
+        seed_everything(self.process.seed)
+        check_classes(cfg)
+        check_gradient_limit(self.process.clip_grad_norm)
+        self.fabric = build_fabric(self.process)
+        self.data = DataModule(cfg)
+        num_classes = self.data.dataset("train").num_classes
+        self.data.dataset("val")
+        self.metrics = TaskMetrics(cfg.task, num_classes)
+        self.criterion = build_criterion(cfg.loss, num_classes)
+        self.model = build_model(cfg.model)
+        build_optimizer(cfg.optimizer, self.model)  # its options are checked before anything is read
+        order = {
+            "dataset.train.batch_size": self.data.dataset("train").batch_size,
+            "process.accumulate": self.process.accumulate,
+            "process.seed": self.process.seed,
+            "the number of processes": math.prod(processes(self.process, accelerator())),
+        }
+        self.position = Position(order=order)
+        self.best = BestWeights(folder, BEST_FILES[cfg.task])
+        if found is None:
+            load_pretrained(self.model, cfg.model)
+        else:
+            path, checkpoint = found
+            check_order(checkpoint[RUN_KEY], order)
+            check_weights(checkpoint["state_dict"], self.model.state_dict(), str(path))
+            self.model.load_state_dict(checkpoint["state_dict"])
+            self.position = Position(**{**checkpoint[RUN_KEY], "order": order})
+            self.best.best = checkpoint["best"]
+        self.model.set_activation_checkpointing(bool(self.process.activation_checkpointing))
+        self.signals = StopSignals()
+        self.log: RunLog | None = None
 
-def check_optimizer(options: Mapping[str, Any], clip_grad_norm: Any) -> None:
-    """See that AdamW takes its options, before data and model are built.
+    def describe(self) -> str:
+        """What is about to be trained, on what and where."""
+        clips = {split: len(self.data.dataset(split)) for split in ("train", "val")}
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        world, kind, position = self.fabric.world_size, accelerator(), self.position
+        lines = [
+            f"{self.cfg.task}: {clips['train']} clips to train on, {clips['val']} to validate",
+            f"model: {parameters / 1e6:.1f} M parameters, {world} process{'es' if world > 1 else ''} ({kind}), "
+            f"precision {self.process.precision}",
+            f"run: {self.folder}",
+        ]
+        if position.step:
+            lines.append(f"going on at epoch {position.epoch + 1}, batch {position.batch}, step {position.step}")
+        return "\n".join(lines)
 
-    Raises:
-        ConfigError: it does not, or the limit of the gradient's norm is no positive number.
-    """
-    try:
-        torch.optim.AdamW([nn.Parameter(torch.zeros(1))], **{key: options[key] for key in options if key != "type"})
-    except (TypeError, ValueError) as error:
-        given = ", ".join(f"optimizer.{key}={value!r}" for key, value in options.items())
-        raise ConfigError(f"The optimizer cannot be built of {given}: {error}.") from error
-    number = isinstance(clip_grad_norm, int | float) and not isinstance(clip_grad_norm, bool)
-    if clip_grad_norm is not None and not (number and clip_grad_norm > 0):
-        raise ConfigError(f"process.clip_grad_norm={clip_grad_norm!r}: give None or a number above 0.")
+    def fit(self, console: Console, *, title: str = "") -> None:
+        """Train all epochs that are left."""
+        self.fabric.launch()
+        train_loader, val_loader = self._loaders()
+        self._set_up(batches=len(train_loader))
+        if self.fabric.global_rank == 0:
+            self.log = open_log(self.cfg.task, self.folder, self.position, title)
+        quiet = self.fabric.global_rank != 0
+        with TrainingProgress(self.process.train_epochs, console, quiet=quiet) as self.progress, self.signals:
+            try:
+                while self.position.epoch < self.process.train_epochs or self.position.validation_pending:
+                    if not self.position.validation_pending:
+                        self._train_epoch(train_loader)
+                    self._finish_epoch(val_loader)
+            finally:
+                if self.log is not None:
+                    self.log.close()
 
-
-def prepare_folder(folder: Path, *, best: Iterable[str], resume: bool, overwrite: bool) -> None:
-    """Make the run's folder; refuse one that holds a run, unless told what to do with it.
-
-    Args:
-        folder: of the run.
-        best: names of the weights that the run will keep.
-        resume: a run there is to go on.
-        overwrite: a run there may be deleted.
-
-    Raises:
-        ConfigError: it holds a run, or both ways out were asked for.
-        CheckpointError: it cannot be written.
-    """
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other.")
-    used = [name for name in (LAST, PREVIOUS, METRICS_FILE, *best) if (folder / name).exists()]
-    if used and not (resume or overwrite):
-        raise ConfigError(
-            f"{folder} already holds a run ({', '.join(used)}): go on with --resume, start anew with --overwrite, "
-            "or name another folder with process.work_dir=FOLDER."
+    def _set_up(self, batches: int) -> None:
+        """Hand model and optimizer to Fabric, in the order that sharded strategies need."""
+        process, fabric = self.process, self.fabric
+        if process.sync_batchnorm and fabric.world_size > 1 and fabric.device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        torch.autograd.set_detect_anomaly(bool(process.detect_anomaly))
+        if process.compile:
+            self.model.compile()
+        self.metrics.to(fabric.device)
+        self.criterion.to(fabric.device)
+        # Frozen parameters are in the optimizer from the start: without a gradient they neither move nor decay.
+        self.model.freeze_backbone(False)
+        self.frozen = False
+        self.wrapped = fabric.setup_module(self.model)
+        optimizer = build_optimizer(
+            self.cfg.optimizer,
+            self.wrapped.module,
+            lr_factor=fabric.world_size if process.lr_scaling == "linear" else 1.0,
+            fused=process.precision != "16",  # in fp16 it would unscale gradients itself, after they are clipped
         )
-    check_writable(folder)
+        self.optimizer = fabric.setup_optimizers(optimizer)
+        self.schedule, self.schedule_interval = None, ""
+        if process.lr_schedule is not None:
+            steps = math.ceil(batches / process.accumulate) * int(process.train_epochs)
+            self.schedule, self.schedule_interval = build_schedule(process.lr_schedule, optimizer, steps).values()
+        if self.checkpoint is not None:  # its weights are in the model already
+            load_optimizer(fabric, self.wrapped, self.optimizer, self.checkpoint)
+            if self.schedule is not None and self.checkpoint["schedule"] is not None:
+                self.schedule.load_state_dict(self.checkpoint["schedule"])
+            fabric.strategy.precision.load_state_dict(self.checkpoint["precision"])
+            self.checkpoint = None
+        self._freeze(self.position.epoch < process.freeze_epochs)
+        self.known = self._known_features()
 
+    def _loaders(self) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
+        self.data.rank, self.data.world_size = self.fabric.global_rank, self.fabric.world_size
+        train_loader, val_loader = self.data.loader("train", shuffle=True), self.data.loader("val")
+        if len(train_loader) == 0:
+            raise DataError(
+                "The train split has no whole batch: lower dataset.train.batch_size, or process.drop_last=False."
+            )
+        self.common_val_batches = int(all_reduce(torch.tensor(len(val_loader)), "MIN", self.fabric))
+        if self.common_val_batches == 0:
+            raise ConfigError("The val split has fewer batches than the run has processes: use fewer of them.")
+        return train_loader, val_loader
 
-def empty(folder: Path) -> None:
-    """Delete all that a folder holds."""
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    def _known_features(self) -> KnownFeatures:
+        """Outputs of frozen parts, computed once and kept on disk."""
+        # A compiled model is compiled as a whole, audio encoder included; a sharded one is not complete anywhere.
+        process = self.process
+        whole = not process.compile and not isinstance(self.fabric.strategy, FSDPStrategy)
+        folder, embeddings, maps = Path(process.work_dir), None, None
+        if process.cache_features and self.model.audio_encoder.frozen and whole:
+            embeddings = FrozenFeatures(self.model.audio_encoder, folder / ".audio_cache", in_memory=True)
+        if process.cache_backbone and self.frozen and whole:
+            maps = FrozenFeatures(self.model.backbone, folder / ".backbone_cache", in_memory=False)
+        return KnownFeatures(embeddings, maps)
 
+    def _train_epoch(self, loader: DataLoader[Batch]) -> None:
+        position, schedule = self.position, self.schedule
+        self._freeze(position.epoch < self.process.freeze_epochs)
+        sampler: Any = loader.batch_sampler
+        sampler.set_epoch(position.epoch)
+        sampler.skip(position.batch)
+        self.progress.begin_training()
+        train_one_epoch(
+            self.wrapped,
+            self.criterion,
+            loader,
+            self.optimizer,
+            fabric=self.fabric,
+            position=position,
+            process=self.process,
+            schedule=schedule if self.schedule_interval == "step" else None,
+            known=self.known,
+            on_loss=partial(stop_if_not_finite, position=position, folder=self.folder, fabric=self.fabric),
+            on_batch=lambda losses, batch, stepped: self._after_batch(losses, batch, stepped, len(loader)),
+        )
+        if schedule is not None and self.schedule_interval == "epoch":
+            schedule.step()
+        position.epoch, position.batch = position.epoch + 1, 0
 
-def open_log(task: str, folder: Path, position: Mapping[str, Any] | None) -> RunLog:
-    """The run's log, cut back to where the run stands."""
-    columns = ["epoch", "step", "lr", *(f"train_{name}" for name in LOSSES), *(f"val_{name}" for name in SCALARS[task])]
-    if position is None:
-        return RunLog(folder, columns)
-    return RunLog(
-        folder, columns, resume_step=position["step"], validation_pending=bool(position["validation_pending"])
-    )
+    def _finish_epoch(self, loader: DataLoader[Batch]) -> None:
+        """Validate where the epoch asks for it, and save."""
+        epoch, position = self.position.epoch - 1, self.position
+        if evaluates(self.process, epoch):
+            position.validation_pending = True
+            fabric = self.fabric
 
+            def after_batch(index: int, batch: Batch, logits: Tensor, first_clip: int) -> None:
+                self.progress.validate(epoch, index + 1, len(loader))
+                # Processes may differ by one batch; they can agree only where all of them have one.
+                if index < self.common_val_batches:
+                    self._stop_if_asked(save=True)
 
-def describe(
-    cfg: Any, module: AVSTraining, data: RunData, trainer: Trainer, folder: Path, position: Mapping[str, Any]
-) -> str:
-    """What is about to be trained, on what and where."""
-    parameters = sum(parameter.numel() for parameter in module.model.parameters())
-    where = f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''} ({trainer.accelerator.name()})"
-    lines = [
-        f"{cfg.task}: {len(data.dataset('train'))} clips to train on, {len(data.dataset('val'))} to validate",
-        f"model: {parameters / 1e6:.1f} M parameters, {where}, precision {cfg.process.precision}",
-        f"run: {folder}",
-    ]
-    if position["step"]:
-        lines.append(f"going on at epoch {position['epoch'] + 1}, batch {position['batch']}, step {position['step']}")
-    return "\n".join(lines)
+            predict = predictor(self.wrapped, fabric.device, self.known)
+            ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+            scores = evaluate(predict, loader, self.metrics, on_batch=after_batch, **ranks)
+            position.validation_pending = False
+            self.progress.scores(epoch, scores)
+            self._record(epoch, {f"val_{name}": value for name, value in scores.items()})
+            weights = partial(full_weights, fabric, self.wrapped)
+            self.best.update(scores, epoch, weights, write=fabric.global_rank == 0)
+        if self.log is not None:
+            self.log.end_epoch()
+        self._save()
+        self._stop_if_asked(save=False)
 
+    def _after_batch(self, losses: Losses, batch: Batch, stepped: bool, batches: int) -> None:
+        """Log, show and save within an epoch. After its last batch, validation or the end of the epoch comes first."""
+        position, process = self.position, self.process
+        if stepped and position.step % process.log_interval == 0:
+            stacked = torch.stack([losses[name].detach().float() for name in LOSSES])
+            mean = all_reduce(stacked, "SUM", self.fabric) / self.fabric.world_size
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            parts = {f"train_{name}": value for name, value in zip(LOSSES, mean.tolist(), strict=True)}
+            self._record(position.epoch, {"lr": rate, **parts})
+        clips = len(batch["name"]) * self.fabric.world_size
+        self.progress.train(position.epoch, position.batch, batches, clips, losses)
+        if stepped and position.batch < batches:
+            due = process.checkpoint_interval and position.step % process.checkpoint_interval == 0
+            stopped = self._agreed_signal()
+            if due or stopped:
+                self._save()
+            if stopped:
+                raise StopRequested(stopped, self.folder / LAST)
 
-def report(folder: Path, best: BestWeights, console: Console) -> None:
-    """Say what came out."""
-    for name, found in best.best.items():
-        console.print(f"{folder / name}: epoch {int(found['epoch']) + 1}, score {found['score']:.4f}")
+    def _record(self, epoch: int, values: Mapping[str, float]) -> None:
+        if self.log is not None:
+            self.log.add({"epoch": epoch, "step": self.position.step, **values})
+
+    def _freeze(self, freeze: bool) -> None:
+        if freeze == self.frozen:
+            return
+        self.frozen = freeze
+        self.model.freeze_backbone(freeze)
+        if not freeze and hasattr(self, "known"):
+            self.known = KnownFeatures(self.known.embeddings, None)
+        if isinstance(self.fabric.strategy, DDPStrategy):
+            # DistributedDataParallel exchanges the gradients of the parameters that had one when it was made.
+            self.wrapped = self.fabric.setup_module(self.model)
+
+    def _agreed_signal(self) -> int:
+        """The signal that any process of the run has received, 0 for none; the same on all of them."""
+        if self.fabric.world_size == 1:
+            return self.signals.received
+        return int(all_reduce(torch.tensor(self.signals.received), "MAX", self.fabric))
+
+    def _stop_if_asked(self, *, save: bool) -> None:
+        if stopped := self._agreed_signal():
+            if save:
+                self._save()
+            raise StopRequested(stopped, self.folder / LAST)
+
+    def _save(self) -> None:
+        weights, optimizer = full_states(self.fabric, self.wrapped, self.optimizer)
+        checkpoint = {
+            "state_dict": weights,
+            "optimizer": optimizer,
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "best": self.best.best,
+            RUN_KEY: self.position.state_dict(),
+        }
+        if self.fabric.global_rank == 0:
+            save_checkpoint(checkpoint, self.folder / LAST)

@@ -1,4 +1,4 @@
-"""Scores of a model, or of an oracle, on one split of a data set, with what a person wants to see of it."""
+"""What test.py runs: predictors, one pass over a split, and its results as table, JSON, sheet of images and masks."""
 
 import contextlib
 import dataclasses
@@ -10,71 +10,63 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from dataloader import AudioVisualDataset, build_dataset
-from model.avs_model import among_zeros, places
 from model.precision import AUTOCAST, round_weights
-from scripts.engine.evaluation import SCALARS, Scores
+from scripts.engine.loop import Batch, evaluate, predictor
+from scripts.engine.task_metrics import SCALARS, TaskMetrics
 from scripts.engine.visualize import SheetRow, clip_rows, predicted_classes, save_masks, save_sheet
 from utils.errors import DataError
 from utils.files import atomic_path
 
 SHEET_CLIPS = 4
-SHEET_ROWS_A_CLIP = 3
+SHEET_ROWS_PER_CLIP = 3
 CERTAIN = 20.0
-"""Logit of an oracle's pixel."""
+"""Magnitude of an oracle's logits."""
 
 
 class Predictor(Protocol):
     """What can be scored."""
 
-    def logits(self, batch: Mapping[str, Any], first_clip: int) -> Tensor:
-        """(N, K, H, W) float32 of a batch of clips, the first of which is number `first_clip` of the split."""
+    def logits(self, batch: Batch, first_clip: int) -> Tensor:
+        """(N, K, H, W) float32 of a batch of clips; `first_clip` is the number of its first clip in the split."""
         ...
 
 
 class ModelPredictor:
-    """A model's answers.
+    """A model in a precision, on a device.
 
     Args:
-        model: from `model.build_model`, with its weights; in a low precision they are rounded for good.
-        task: 's4', 'ms3' or 'avss'.
+        model: from `model.build_model`, with its weights; in a low precision they are rounded in place.
         precision: '32', 'bf16' or '16'.
         device: where it runs.
     """
 
-    def __init__(self, model: nn.Module, task: str, precision: str, device: torch.device) -> None:
-        self.model = model.to(device).eval()
-        self.task = task
+    def __init__(self, model: nn.Module, precision: str, device: torch.device) -> None:
+        self.model = model.to(device)
         self.device = device
         self.dtype = None if precision == "32" else AUTOCAST[precision]
         if self.dtype:
             round_weights(self.model, self.dtype)
+        self._predict = predictor(self.model, device)
 
-    @torch.inference_mode()
-    def logits(self, batch: Mapping[str, Any], first_clip: int) -> Tensor:
+    def logits(self, batch: Batch, first_clip: int) -> Tensor:
         """See Predictor."""
-        frames, log_mel, real = (
-            batch[key].flatten(0, 1).to(self.device) for key in ("frames", "log_mel", "vid_temporal_mask_flag")
-        )
         amp = torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
-        flag = real if self.task == "avss" else None
-        answered = places(flag)
         with amp:
-            output = self.model(log_mel, frames, flag, answered)
-        return among_zeros(output.logits.float(), answered, len(frames)).cpu()
+            return self._predict(batch, first_clip).cpu()
 
 
 class EverythingOracle:
-    """Paints every object exactly, sounding or not: what sight alone could reach at best.
+    """The masks of all objects, sounding or not: an upper bound for sight alone.
 
     Args:
         cfg: the split's config; its data has the masks of all objects, as scripts/data/make_stamps.py writes them.
-        where: its place in the config, for messages.
+        where: its key in the config, for messages.
 
     Raises:
         DataError: the data has no such masks.
@@ -119,35 +111,34 @@ def score(
     workers: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Run over a split: scores, a sheet of pictures, and the predicted masks where asked for.
+    """One pass over a split: scores, a sheet of images, and the predicted masks where asked for.
 
     Args:
         predictor: what is scored.
         dataset: the split.
         task: 's4', 'ms3' or 'avss'.
-        folder: where the sheet goes, as `pictures/{title}.png`.
+        folder: where the sheet goes, as `images/{title}.png`.
         title: of the sheet, and the name of its file.
-        items: what is read instead of `dataset`, clip for clip (another sound).
-        masks_folder: root for predicted masks in AVSBench's form; None = none.
+        items: read instead of `dataset`, clip for clip (another sound).
+        masks_folder: root for predicted masks in AVSBench's form; None writes none.
         workers: processes that read.
         console: for the progress bar.
 
     Returns:
         The scalar scores, and for avss `per_class`: class name -> iou, f_score, frames.
     """
-    scores = Scores(task, dataset.num_classes)
-    loader: DataLoader[dict[str, Any]] = DataLoader(
-        items if items is not None else dataset, batch_size=dataset.batch_size, num_workers=workers
+    metrics = TaskMetrics(task, dataset.num_classes)
+    batches = BatchSampler(SequentialSampler(range(len(dataset))), dataset.batch_size, drop_last=False)
+    loader: DataLoader[Batch] = DataLoader(
+        items if items is not None else dataset, batch_sampler=batches, num_workers=workers
     )
     chosen = evenly(len(dataset), SHEET_CLIPS)
     rows: list[SheetRow] = []
-    first = 0
-    for batch in track(loader, description=title, console=console, disable=not (console and console.is_terminal)):
-        logits = predictor.logits(batch, first)
-        scores.update(logits, batch, first)
+
+    def collect(batch: Batch, logits: Tensor, first_clip: int) -> None:
         for clip, name in enumerate(batch["name"]):
-            frames = slice(clip * dataset.frames_per_clip, (clip + 1) * dataset.frames_per_clip)
-            if first + clip in chosen:
+            frames = slice(clip * dataset.num_frames, (clip + 1) * dataset.num_frames)
+            if first_clip + clip in chosen:
                 drawn = clip_rows(
                     name,
                     batch["frames"][clip],
@@ -157,19 +148,27 @@ def score(
                     batch["gt_temporal_mask_flag"][clip],
                     batch["vid_temporal_mask_flag"][clip],
                 )
-                rows += [drawn[index] for index in evenly(len(drawn), SHEET_ROWS_A_CLIP)]
+                rows.extend(drawn[row] for row in evenly(len(drawn), SHEET_ROWS_PER_CLIP))
             if masks_folder is not None:
-                _save(masks_folder, dataset, first + clip, logits[frames])
-        first += len(batch["name"])
-    save_sheet(folder / "pictures" / f"{title}.png", rows, classes=dataset.classes, title=title)
-    return results(scores, dataset.classes)
+                _save(masks_folder, dataset, first_clip + clip, logits[frames])
+
+    with Progress(console=console, disable=not (console and console.is_terminal)) as progress:
+        bar = progress.add_task(title, total=len(loader))
+
+        def on_batch(index: int, batch: Batch, logits: Tensor, first_clip: int) -> None:
+            collect(batch, logits, first_clip)
+            progress.advance(bar)
+
+        evaluate(predictor.logits, loader, metrics, on_batch=on_batch)
+    save_sheet(folder / "images" / f"{title}.png", rows, classes=dataset.classes, title=title)
+    return results(metrics, dataset.classes)
 
 
-def results(scores: Scores, classes: list[str]) -> dict[str, Any]:
-    """Scores as plain numbers."""
-    values = scores.compute()
-    found: dict[str, Any] = {name: float(values[name]) for name in SCALARS[scores.task]}
-    if scores.task == "avss":
+def results(metrics: TaskMetrics, classes: list[str]) -> dict[str, Any]:
+    """Metrics as plain numbers, for avss with those of each class."""
+    values = metrics.compute()
+    found: dict[str, Any] = {name: float(values[name]) for name in SCALARS[metrics.task]}
+    if metrics.task == "avss":
         columns = zip(
             classes,
             values["iou_per_class"].tolist(),
@@ -184,7 +183,7 @@ def results(scores: Scores, classes: list[str]) -> dict[str, Any]:
 
 
 def write_results(path: Path, header: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
-    """Write scores as JSON, whole or not at all."""
+    """Write scores as JSON, atomically."""
     with atomic_path(path) as part:
         part.write_text(json.dumps({**header, **scores}, indent=2) + "\n")
 
@@ -206,7 +205,7 @@ def results_table(scores: Mapping[str, Any], title: str) -> Table:
 def evenly(count: int, wanted: int) -> list[int]:
     """At most `wanted` of the numbers below `count`, spread evenly."""
     wanted = min(count, wanted)
-    return [place * count // wanted for place in range(wanted)]
+    return [index * count // wanted for index in range(wanted)]
 
 
 def _everything_of(frame: Path) -> Path:

@@ -1,6 +1,6 @@
-"""Scores of a task, the same in validation and in the test."""
+"""The AVSBench metrics of each task, the same in validation and in the test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from utils.metrics import FScore, MaskIoU, SemanticScores
 
 CLIPS_IN_PUBLISHED_BATCH = 2
 
-BEST_FILES: dict[str, dict[str, Callable[[dict[str, float]], float]]] = {
+BEST_FILES: dict[str, dict[str, Callable[[Mapping[str, float]], float]]] = {
     "s4": {"S4_best.pth": lambda scores: scores["miou"]},
     "ms3": {"MS3_best.pth": lambda scores: scores["miou"]},
     "avss": {
@@ -20,7 +20,7 @@ BEST_FILES: dict[str, dict[str, Callable[[dict[str, float]], float]]] = {
         "AVSS_miou_f_best.pth": lambda scores: scores["miou"] + scores["f_score"],
     },
 }
-"""Weights that training keeps for each task, and the score that chooses their epoch."""
+"""Weights files that training keeps for each task, and the score that selects their epoch."""
 
 SCALARS: dict[str, tuple[str, ...]] = {
     "s4": ("miou", "f_score", "f_score_per_batch"),
@@ -36,7 +36,7 @@ SCALARS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Scores(nn.Module):
+class TaskMetrics(nn.Module):
     """The AVSBench metrics of a task.
 
     Args:
@@ -44,7 +44,7 @@ class Scores(nn.Module):
         num_classes: K.
 
     Raises:
-        ConfigError: task and number of classes do not fit.
+        ConfigError: the task does not have this number of classes.
     """
 
     semantic: SemanticScores
@@ -69,12 +69,12 @@ class Scores(nn.Module):
         Args:
             logits: (N, K, H, W).
             batch: of the data module.
-            first_clip: place of the batch's first clip in the split; AVSBench's F is a mean over batches of 2 clips.
+            first_clip: number of the batch's first clip in the split; AVSBench's F is a mean over batches of 2 clips.
         """
         masks = batch["masks"].flatten(0, 1)
         labelled = batch["gt_temporal_mask_flag"].flatten()
         if self.task == "avss":
-            # Padded frames count as published: all background, and rightly so. Real frames without label do not.
+            # As published, padded frames count as background predicted rightly; real frames without label do not count.
             padding = batch["vid_temporal_mask_flag"].flatten() == 0
             self.semantic.update(logits, masks, (labelled != 0) | padding)
             return
@@ -90,12 +90,12 @@ class Scores(nn.Module):
             metric.reset()
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores over all processes: the scalars named in `SCALARS`, and for avss those of each class."""
+        """Metrics over all processes: the scalars of `SCALARS`, and for avss those of each class."""
         if self.task == "avss":
             return dict(self.semantic.compute())
         return {"miou": self.mask_iou.compute(), **self.f_score.compute()}
 
     def scalars(self) -> dict[str, float]:
-        """The scalar scores as numbers."""
+        """The scalar metrics as numbers."""
         scores = self.compute()
         return {name: float(scores[name]) for name in SCALARS[self.task]}

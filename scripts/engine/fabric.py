@@ -1,0 +1,125 @@
+"""Devices and processes of a run: Lightning Fabric as the config and the launcher's environment describe it."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.strategies import DDPStrategy, FSDPStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import MixedPrecision
+
+from model.precision import check_precision
+from utils.errors import ConfigError
+
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+"""`process.precision` -> Fabric's name."""
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def build_fabric(process: Mapping[str, Any]) -> Fabric:
+    """Fabric for `cfg.process`, not launched yet.
+
+    Raises:
+        ConfigError: the machine lacks what is asked for.
+    """
+    if process["strategy"] == "fsdp" and process["clip_grad_norm"] is not None:
+        raise ConfigError("process.strategy='fsdp' cannot limit the gradient's norm: set process.clip_grad_norm=None.")
+    kind = accelerator()
+    check_precision(process["precision"], "cuda" if kind == "gpu" else "cpu")
+    devices, num_nodes = processes(process, kind)
+    try:
+        return Fabric(
+            accelerator=kind,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=build_strategy(str(process["strategy"]), kind, devices * num_nodes),
+            precision=PRECISIONS[process["precision"]],  # type: ignore[arg-type]
+        )
+    except ValueError as error:
+        wanted = ", ".join(f"process.{key}={process[key]!r}" for key in ("strategy", "devices", "num_nodes"))
+        raise ConfigError(f"{wanted} cannot be had on this machine: {error}") from error
+
+
+def accelerator() -> str:
+    """'gpu' where PyTorch finds one, else 'cpu'."""
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def processes(process: Mapping[str, Any], accelerator: str) -> tuple[int, int]:
+    """Processes per machine and number of machines: torchrun's or SLURM's where one of them started this process."""
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return int(environment["LOCAL_WORLD_SIZE"]), int(environment["GROUP_WORLD_SIZE"])
+    if SLURMEnvironment.detect():
+        nodes = int(environment.get("SLURM_NNODES", 1))
+        return int(environment["SLURM_NTASKS"]) // nodes, nodes
+    devices = process["devices"]
+    if devices == "auto":
+        devices = torch.cuda.device_count() if accelerator == "gpu" else 1
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ConfigError(f"process.devices={devices!r}: give 'auto' or a number of processes per machine, 1 or more.")
+    return devices, int(process["num_nodes"])
+
+
+def build_strategy(name: str, accelerator: str, world_size: int) -> str | Strategy:
+    """How processes share the work: 'ddp' (also by 'auto') or 'fsdp'; other names are Fabric's."""
+    if name in ("auto", "ddp"):
+        if world_size == 1:
+            return "auto"
+        return DDPStrategy(
+            process_group_backend="nccl" if accelerator == "gpu" else "gloo",
+            # Exchanging buffers in each forward pass would hang where processes have different numbers of validation
+            # batches; SyncBatchNorm keeps its statistics equal by itself.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    if name == "fsdp":
+        # Autocast alone lowers the precision, as elsewhere: router, norms and frames stay in float32.
+        return FSDPStrategy(state_dict_type="full", mixed_precision=MixedPrecision())
+    return name
+
+
+def all_reduce(value: Tensor, operation: str, fabric: Fabric) -> Tensor:
+    """A tensor reduced over all processes by 'SUM', 'MAX' or 'MIN', in place; unchanged where there is one process."""
+    if fabric.world_size > 1:
+        value = value.to(fabric.device)
+        torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, operation))
+    return value
+
+
+def full_weights(fabric: Fabric, model: nn.Module) -> dict[str, Tensor]:
+    """The model's weights by name, complete on the first process whatever the strategy; called on all processes."""
+    if isinstance(fabric.strategy, FSDPStrategy):
+        return get_model_state_dict(model.module, options=FULL)
+    return model.module.state_dict()
+
+
+def full_states(fabric: Fabric, model: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and optimizer state, complete on the first process whatever the strategy; called on all processes.
+
+    Args:
+        fabric: launched.
+        model: from `fabric.setup_module`.
+        optimizer: from `fabric.setup_optimizers`.
+    """
+    if isinstance(fabric.strategy, FSDPStrategy):
+        return get_state_dict(model.module, optimizer.optimizer, options=FULL)
+    return model.module.state_dict(), optimizer.state_dict()
+
+
+def load_optimizer(fabric: Fabric, model: nn.Module, optimizer: Any, checkpoint: Mapping[str, Any]) -> None:
+    """The optimizer state of a checkpoint, as `full_states` gave it."""
+    state = checkpoint["optimizer"]
+    if isinstance(fabric.strategy, FSDPStrategy):
+        set_optimizer_state_dict(model.module, optimizer.optimizer, optim_state_dict=state, options=FULL)
+    else:
+        optimizer.load_state_dict(state)
