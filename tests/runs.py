@@ -15,20 +15,19 @@ CONFIG = """
 task = {task!r}
 model = dict(
     type='MoDAT',
-    backbone=dict(type={backbone!r}, init_weights_path=None),
-    vggish=dict(channels=(4, 4, 8, 8), hidden_dim=16, freeze_audio_extractor={freeze_audio}),
+    backbone=dict(type={backbone!r}, weights=None),
+    audio_encoder=dict(type='VGGish', channels=(4, 4, 8, 8), hidden_dim=16, frozen={freeze_audio}),
     embed_dim=32,
-    T={frames},
+    num_frames={frames},
     head=dict(
         type='SegHead',
         num_classes={classes},
-        query_num=6,
+        num_queries=6,
         num_groups=8,
-        mask_hidden_dim=32,
-        head_dims=(16, 8),
+        mask_head=dict(type='MaskPredictor', hidden_dim=32, head_dims=(16, 8)),
         query_generator=dict(
-            type='EncoderDecoderGenerator', num_layers_decoder=1, num_heads=4, hidden_dim=32,
-            early_fusion=dict(type='MTA', hidden_dim=32),
+            type='EncoderDecoderGenerator', num_layers=1, num_heads=4, ffn_dim=32,
+            av_fusion=dict(type='AVFusion', ffn_dim=32),
         ),
         transformer=dict(
             type='Transformer',
@@ -36,7 +35,7 @@ model = dict(
             decoder=dict(num_layers=1, layer=dict(ffn_dim=32, num_heads=4, dropout={dropout})),
         ),
         fusion_block=dict(
-            type='CSA', num_heads=4, num_experts=2, dropout={dropout},
+            type='DualAttentionMoE', num_heads=4, num_experts=2, dropout={dropout},
             second_policy_train={policy!r}, second_policy_eval='all',
         ),
     ),
@@ -44,7 +43,7 @@ model = dict(
 dataset = {dataset}
 optimizer = dict(lr=1e-3, eps={eps})
 process = dict(
-    num_works={workers}, train_epochs=2, freeze_epochs={freeze_epochs}, work_dir={work_dir!r}, log_interval=1,
+    num_workers={workers}, train_epochs=2, freeze_epochs={freeze_epochs}, work_dir={work_dir!r}, log_interval=1,
     check_data=False, {process}
 )
 """

@@ -6,8 +6,11 @@ import pytest
 
 from dataloader import build_dataset
 from model import build_model
-from scripts.engine.devices import build_trainer
-from scripts.engine.run import check_optimizer, train
+from model.criterion import build_criterion
+from model.pretrained import load_pretrained
+from scripts.engine.fabric import build_fabric
+from scripts.engine.optimizer import build_optimizer, check_gradient_limit
+from scripts.engine.run import train
 from tests.runs import make_data, write_config
 from utils.config import check_classes, load_config
 from utils.errors import UserError
@@ -16,7 +19,7 @@ MISTAKES = [
     ("process.train_epochs=0", "process.train_epochs=0 must be a whole number, 1 or more"),
     ("process.train_epochs=many", "process.train_epochs='many'"),
     ("process.train_epoch=3", "did you mean 'train_epochs'"),
-    ("process.precision=8", "process.precision='8' is none of '32', 'bf16', '16'"),
+    ("process.precision=8", "process.precision='8' is none of '32', 'bf16', '16', 'auto'"),
     ("process.precision=16", "process.precision=16 needs a GPU"),
     ("process.lr_schedule=cosine", "process.lr_schedule='cosine': give None or dict(type=...)"),
     ("process.lr_schedule={'type':'poly'}", "process.lr_schedule.type='poly'"),
@@ -30,14 +33,19 @@ MISTAKES = [
     ("process.clip_grad_norm=-1", "process.clip_grad_norm=-1: give None or a number above 0"),
     ("process.clip_grad_norm=high", "process.clip_grad_norm='high'"),
     ("process.checkpoint_interval=-3", "process.checkpoint_interval=-3"),
-    ("optimizer.type=SGD", "optimizer.type='SGD' is none of 'AdamW'"),
+    ("optimizer.type=SDG", "optimizer.type='SDG' is no optimizer of torch.optim: did you mean 'SGD'"),
     ("optimizer.lr=-1", "optimizer.lr=-1"),
     ("optimizer.lr=fast", "optimizer.lr='fast'"),
     ("optimizer.betas=0.9", "optimizer.betas=0.9"),
-    ("optimizer.momentum=0.9", "optimizer.momentum is no option"),
-    ("loss.loss_type=focal", "loss.loss_type='focal'"),
+    ("optimizer.momentum=0.9", "optimizer.momentum is no option of AdamW"),
+    ("optimizer.paramwise={'lr_factor':{'backbon':0.1}}", "no parameter's name starts with 'backbon'"),
+    ("optimizer.paramwise={'lr_factor':{'backbone':-1}}", "optimizer.paramwise.lr_factor.backbone=-1"),
+    ("optimizer.paramwise={'lr_mult':{}}", "optimizer.paramwise.lr_mult is no option"),
+    ("loss.loss_type=focal", "mask_loss='focal'"),
+    ("loss.mask_loss=focal", "mask_loss='focal'"),
     ("loss.weight_dict={'iou':1}", "loss.weight_dict.iou is no loss"),
-    ("loss.weight=3", "did you mean 'weight_dict'"),
+    ("loss.mix_weight=-1", "mix_weight=-1"),
+    ("loss.mask_weigth=3", "did you mean 'mask_weight'"),
     ("model.type=MoDATT", "did you mean 'MoDAT'"),
     ("model.backbone.type=pvt_v9", "model.backbone.type='pvt_v9' is no network of timm's"),
     ("model.backbone.init_weights_path=/nowhere.pth", "no weights file /nowhere.pth"),
@@ -49,14 +57,14 @@ MISTAKES = [
     ("model.head.type=Head", "did you mean 'SegHead'"),
     ("model.head.num_classes=71", "model.head.num_classes=71, but dataset.train has 1 classes"),
     ("model.head.query_generator.type=Generator", "model.head.query_generator.type='Generator'"),
-    ("model.head.query_generator.early_fusion.type=MTB", "did you mean 'MTA'"),
+    ("model.head.query_generator.early_fusion.type=AVFusions", "did you mean 'AVFusion'"),
     ("model.head.query_generator.query_init=random", "query_init is 'repeat' or 'learned', got 'random'"),
     ("model.head.transformer.encoder.layers=3", "model.head.transformer.encoder.layers is no option"),
     ("model.head.transformer.encoder.layer.num_heads=5", "not a multiple of num_heads 5"),
     ("model.head.fusion_block.second_policy_train=some", "'some' is none of all, none, threshold, random"),
     ("model.head.fusion_block.num_experts=0", "num_experts=0"),
     ("model.head.fusion_block.branches=none", "branches is 'both', 'channel' or 'spatial', got 'none'"),
-    ("model.T=10", "model.T=10, but clips of dataset.train have 5 frames"),
+    ("model.T=10", "model.num_frames=10, but clips of dataset.train have 5 frames"),
     ("model.head.depth.x=1", "model.head has no 'depth'"),
     ("dataset.train.type=MS4Dataset", "dataset.train.type='MS4Dataset' is no data set"),
     ("dataset.train.type=S4Dataset", "its splits belong to different tasks"),
@@ -66,7 +74,7 @@ MISTAKES = [
     ("dataset.train.batch_size=0", "batch_size=0, expected a whole number above zero"),
     ("dataset.train.anno_csv=/nowhere.csv", "the table /nowhere.csv is missing"),
     ("dataset.train.audio=mp3", "audio='mp3', expected one of auto, wav, log_mel"),
-    ("dataset.train.mask_num=9", "mask_num=9, expected 1 to frames_per_clip=5"),
+    ("dataset.train.mask_num=9", "num_labelled_frames=9, expected 1 to num_frames=5"),
     ("dataset.train.directory=/x", "dataset.train.directory is no option of MS3Dataset"),
     ("dataset.val=None", "dataset.val is missing"),
     ("extra.key=1", "the config has no 'extra'"),
@@ -85,11 +93,14 @@ def prepare(path: Path, *overrides: str) -> None:
     """Everything that training does before its first step."""
     cfg = load_config(path, overrides, "ms3")
     check_classes(cfg)
-    check_optimizer(cfg.optimizer, cfg.process.clip_grad_norm)
+    check_gradient_limit(cfg.process.clip_grad_norm)
     for split in ("train", "val", "test"):
         build_dataset(cfg.dataset[split], where=f"dataset.{split}")
-    build_model(cfg.model)
-    build_trainer(cfg.process, path.parent, [])
+    build_criterion(cfg.loss, num_classes=1)
+    model = build_model(cfg.model)
+    build_optimizer(cfg.optimizer, model)
+    load_pretrained(model, cfg.model)
+    build_fabric(cfg.process)
 
 
 def test_the_config_is_sound_without_a_mistake(config: Path) -> None:

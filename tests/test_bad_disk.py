@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_is_described(data: 
     folder = tmp_path / "work_dir/tiny"
     report = json.loads((folder / "nonfinite.json").read_text())
     assert f"error: the loss of step {report['step']} is not finite" in output and "Traceback" not in output
-    assert report["step"] >= 1 and set(report["losses"]) == {"total", "iou_loss", "mix_loss", "balance_loss"}
+    assert report["step"] >= 1 and set(report["losses"]) == {"total", "mask_loss", "mix_loss", "balance_loss"}
     assert len(report["clips"]) == 2 and all(name in output for name in report["clips"])
 
 

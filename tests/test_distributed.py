@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from dataloader import build_dataset
 from model import build_model
 from model.checkpoint import load_weights
-from scripts.engine.evaluation import Scores
 from scripts.engine.resume import LAST, read_checkpoint
+from scripts.engine.task_metrics import TaskMetrics
 from scripts.engine.testing import ModelPredictor
 from tests.runs import FRAMES, ROOT, environment, finish, make_data, start, write_config
 from utils.config import load_config
@@ -60,8 +60,8 @@ def scored_alone(config: Path, weights: Path, task: str) -> dict[str, float]:
     dataset = build_dataset(cfg.dataset["val"])
     model = build_model(cfg.model)
     load_weights(model, weights)
-    predictor = ModelPredictor(model, task, "32", torch.device("cpu"))
-    scores = Scores(task, dataset.num_classes)
+    predictor = ModelPredictor(model, "32", torch.device("cpu"))
+    scores = TaskMetrics(task, dataset.num_classes)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the runs
     for clip, batch in enumerate(DataLoader(dataset, batch_size=1)):

@@ -55,7 +55,7 @@ def assert_same(one: Any, other: Any, where: str) -> None:
 
 def assert_same_run(folder: Path, straight: Path) -> None:
     one, other = read_checkpoint(folder / LAST), read_checkpoint(straight / LAST)
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "epoch", "global_step", "run"):
+    for key in ("state_dict", "optimizer", "schedule", "precision", "best", "run"):
         assert_same(one[key], other[key], key)
     assert (folder / "metrics.csv").read_text() == (straight / "metrics.csv").read_text()
     assert_same(torch.load(folder / "MS3_best.pth"), torch.load(straight / "MS3_best.pth"), "best")
@@ -189,6 +189,6 @@ def test_a_run_of_another_model_is_refused_and_left_as_it_is(config: Path, strai
     folder = config.parent / "work_dir/tiny"
     shutil.copytree(straight, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    output = finish("ms3", config, "--resume", "process.train_epochs=3", "model.head.query_num=7", status=2)
+    output = finish("ms3", config, "--resume", "process.train_epochs=3", "model.head.num_queries=7", status=2)
     assert f"{LAST} does not fit the model" in output and "learnable_query" in output and "Traceback" not in output
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before

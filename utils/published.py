@@ -52,13 +52,13 @@ def translate(cfg: MutableMapping[str, Any]) -> None:
     Raises:
         ConfigError: a key is given under both names, or says something that this project cannot do.
     """
+    _check_loss(cfg)
+    for published, ours in _renames(cfg):
+        _move(cfg, published, ours)
     for key, names in TYPES.items():
         section = _section(cfg, key)
         if section is not None and isinstance(section.get("type"), str) and section["type"] in names:
             section["type"] = names[section["type"]]
-    _check_loss(cfg)
-    for published, ours in _renames(cfg):
-        _move(cfg, published, ours)
     loss = _section(cfg, "loss.weight_dict")
     if loss is not None and loss.get("weight_dict") == {}:
         del loss["weight_dict"]
@@ -80,7 +80,7 @@ def _renames(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{where}.num_class", f"{where}.num_classes"
         # mask_num is the number of frames in the semantic data set, and that of labelled frames in the binary ones.
         section = _section(cfg, f"{where}.type")
-        semantic = section is not None and section.get("type") == "AVSSDataset"
+        semantic = section is not None and section.get("type") in ("V2Dataset", "AVSSDataset")
         yield f"{where}.mask_num", f"{where}.{'num_frames' if semantic else 'num_labelled_frames'}"
         yield f"{where}.frames_per_clip", f"{where}.num_frames"
 

@@ -8,18 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from lightning.fabric import Fabric
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from model import build_model
 from model.criterion import SegmentationLoss
-from scripts.engine.devices import processes
-from scripts.engine.evaluation import BEST_FILES, SCALARS, Scores
+from scripts.engine.fabric import processes
+from scripts.engine.folder import empty, prepare_folder
 from scripts.engine.logging import CsvLog
-from scripts.engine.loop import AVSTraining, evaluates
-from scripts.engine.resume import check_order, find_resumable, read_checkpoint
-from scripts.engine.run import empty, prepare_folder
-from tests.model.test_contract import example, tiny
-from utils.config import ProcessConfig, check_classes
+from scripts.engine.loop import evaluates, forward, targets, to_device, train_one_epoch
+from scripts.engine.optimizer import build_optimizer
+from scripts.engine.resume import Position, check_order, find_resumable, read_checkpoint
+from scripts.engine.run import Run
+from scripts.engine.task_metrics import BEST_FILES, SCALARS, TaskMetrics
+from tests.runs import make_data, write_config
+from tests.support import example, tiny
+from utils.config import ProcessConfig, check_classes, load_config
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import write_atomically
 from utils.reproducibility import step_seed
@@ -27,92 +33,141 @@ from utils.runtime import as_arguments, find_file, refuse_other_stamps
 from utils.schedules import build_schedule
 
 
-class Backboned(nn.Module):
-    """Just enough of a model: two parts, one of which can be frozen."""
+class Toy(nn.Module):
+    """One weight; its output is the loss of a batch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = nn.Linear(2, 2)
-        self.head = nn.Linear(2, 1)
+        self.weight = nn.Parameter(torch.ones(1))
 
-    def freeze_backbone(self, freeze: bool = True) -> None:
-        self.backbone.requires_grad_(not freeze)
-
-
-class TrainerStub:
-    current_epoch = 0
-    num_training_batches = 1
-    world_size = 4
-    strategy = None
+    def forward(self, log_mel: Tensor, frames: Tensor, *_: Any) -> Tensor:
+        return self.weight * log_mel.mean()
 
 
-def module(
-    tmp_path: Path, model: nn.Module | None = None, criterion: nn.Module | None = None, **process: Any
-) -> AVSTraining:
-    training = AVSTraining(
-        model or Backboned(),  # type: ignore[arg-type]
-        criterion or nn.Identity(),
-        Scores("ms3", 1),
-        optimizer_cfg={"type": "AdamW", "lr": 0.1, "weight_decay": 0.5, "betas": (0.9, 0.999), "eps": 1e-8},
-        process=vars(ProcessConfig(**process)),
-        folder=tmp_path,
-    )
-    training._trainer = TrainerStub()  # type: ignore[assignment]
-    return training
+class ToyLoss(nn.Module):
+    def forward(self, out: Tensor, masks: Tensor, flag: Tensor) -> dict[str, Tensor]:
+        return {"total": out.sum(), "mask_loss": out.sum()}
 
 
-def test_a_frozen_backbone_neither_moves_nor_decays_and_moves_afterwards(tmp_path: Path) -> None:
-    training = module(tmp_path, freeze_epochs=1)
-    optimizer = training.configure_optimizers()["optimizer"]
-    model: Any = training.model
-    start = model.backbone.weight.clone(), model.head.weight.clone()
+def clip(value: float = 1.0, labels: list[float] | None = None) -> dict[str, Any]:
+    """An item of one frame per label, whose log-mel is constant."""
+    frames = len(labels or [1])
+    return {
+        "log_mel": torch.full((frames, 1, 96, 64), value),
+        "frames": torch.zeros(frames, 3, 4, 4),
+        "masks": torch.zeros(frames, 4, 4, dtype=torch.uint8),
+        "gt_temporal_mask_flag": torch.tensor(labels or [1.0]),
+        "vid_temporal_mask_flag": torch.ones(frames),
+        "name": "clip",
+    }
 
-    def step() -> None:
-        optimizer.zero_grad()
-        model.head(model.backbone(torch.ones(1, 2))).sum().backward()
-        optimizer.step()
 
-    step()
-    assert torch.equal(model.backbone.weight, start[0]) and not torch.equal(model.head.weight, start[1])
-    assert model.backbone.weight not in optimizer.state
-    training.trainer.current_epoch = 1  # type: ignore[misc]
-    training._begin_epoch()
-    step()
-    assert not torch.equal(model.backbone.weight, start[0])
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = make_data(tmp_path_factory.mktemp("drawn"), clips=(2, 1, 1), tasks=("ms3",))
+    return write_config(tmp_path_factory.mktemp("config") / "tiny.py", data)
+
+
+def test_a_frozen_backbone_neither_moves_nor_decays_and_moves_afterwards(config: Path, tmp_path: Path) -> None:
+    cfg = load_config(config, ["process.freeze_epochs=1", "optimizer.weight_decay=0.5"])
+    run = Run(cfg, tmp_path)
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    at_epoch_end = {}
+
+    def remember(*_: Any, **__: Any) -> None:
+        at_epoch_end[run.position.epoch] = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+    run.best.update = remember  # type: ignore[method-assign]
+    run.fit(Console(quiet=True))
+    backbone = [name for name, _ in run.model.named_parameters() if name.startswith("backbone.")]
+    assert all(torch.equal(at_epoch_end[1][name], before[name]) for name in backbone)
+    assert not torch.equal(at_epoch_end[1]["audio_proj.weight"], before["audio_proj.weight"])
+    assert not all(torch.equal(at_epoch_end[2][name], before[name]) for name in backbone)
 
 
 @pytest.mark.parametrize("labels", [[1, 0, 0], [1, 1, 1], [0, 0, 0]])
-def test_a_step_answers_for_labelled_frames_alone(tmp_path: Path, labels: list[int]) -> None:
+def test_a_step_predicts_masks_for_labelled_frames_alone(labels: list[int]) -> None:
     torch.manual_seed(0)
     network = build_model(tiny({"fusion_block": {"second_policy_train": "all"}})).train()
     criterion = SegmentationLoss(num_classes=1)
     log_mel, frames = example(6)
     flag = torch.tensor([labels, labels], dtype=torch.float32)
-    batch = {
-        "log_mel": log_mel.unflatten(0, (2, 3)),
-        "frames": frames.unflatten(0, (2, 3)),
-        "masks": torch.randint(0, 2, (2, 3, *frames.shape[2:]), dtype=torch.uint8),
-        "gt_temporal_mask_flag": flag,
-        "vid_temporal_mask_flag": torch.ones(2, 3),
-        "name": ["a", "b"],
-    }
-    answered: list[int] = []
-    network.register_forward_hook(lambda _module, _inputs, out: answered.append(len(out.logits)))
-    training = module(tmp_path, network, criterion)
-    training.trainer.world_size = 1  # type: ignore[misc]
-    training.training_step(batch, 0).backward()
+    masks = torch.randint(0, 2, (2, 3, *frames.shape[2:]), dtype=torch.uint8)
+    batch = to_device(
+        {
+            "log_mel": log_mel.unflatten(0, (2, 3)),
+            "frames": frames.unflatten(0, (2, 3)),
+            "masks": masks,
+            "gt_temporal_mask_flag": flag,
+            "vid_temporal_mask_flag": torch.ones(2, 3),
+            "name": ["a", "b"],
+        },
+        torch.device("cpu"),
+    )
+    output = forward(network, batch, batch["labelled_indices"])
+    assert len(output.logits) == (2 if labels == [1, 0, 0] else 6)
+    criterion(output, *targets(batch, batch["labelled_indices"]))["total"].backward()
     found = [parameter.grad for parameter in network.parameters()]
     network.zero_grad(set_to_none=True)
-    criterion(network(log_mel, frames), batch["masks"].flatten(0, 1), flag.flatten())["total"].backward()
-    assert answered[0] == (2 if labels == [1, 0, 0] else 6)
+    criterion(network(log_mel, frames), masks.flatten(0, 1), flag.flatten())["total"].backward()
     for grad, parameter in zip(found, network.parameters(), strict=True):
         torch.testing.assert_close(grad, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("rule", "rate"), [(None, 0.1), ("linear", 0.4)])
-def test_the_learning_rate_rule(tmp_path: Path, rule: str | None, rate: float) -> None:
-    optimizer = module(tmp_path, lr_scaling=rule).configure_optimizers()["optimizer"]
+def test_an_accumulated_step_is_a_step_of_the_mean_loss_also_where_the_epoch_ends_early() -> None:
+    values = [1.0, 2.0, 6.0, 4.0, 8.0]  # accumulated by 3: means 3 and 6
+    fabric = Fabric(accelerator="cpu", devices=1)
+    model = fabric.setup_module(Toy())
+    optimizer = fabric.setup_optimizers(torch.optim.SGD(model.parameters(), lr=1.0))
+    position, weights = Position(), []
+    train_one_epoch(
+        model,
+        ToyLoss(),
+        DataLoader([clip(value) for value in values], batch_size=1),  # type: ignore[arg-type]
+        optimizer,
+        fabric=fabric,
+        position=position,
+        process=vars(ProcessConfig(accumulate=3)),
+        on_loss=lambda *_: None,
+        on_batch=lambda *_: weights.append(float(model.weight)),
+    )
+    assert weights == pytest.approx([1, 1, -2, -2, -8])
+    assert (position.step, position.batch) == (2, 5)
+
+
+def group_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    return next(group for group in optimizer.param_groups if any(parameter is each for each in group["params"]))
+
+
+@pytest.mark.parametrize(("factor", "rate"), [(1.0, 0.1), (4.0, 0.4)])
+def test_the_learning_rate_grows_with_its_factor(factor: float, rate: float) -> None:
+    cfg = {"type": "AdamW", "lr": 0.1, "weight_decay": 0.5}
+    optimizer = build_optimizer(cfg, nn.Linear(2, 2), lr_factor=factor)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_any_optimizer_of_torch_is_built_by_name() -> None:
+    assert type(build_optimizer({"type": "SGD", "lr": 0.1, "momentum": 0.9}, Toy())) is torch.optim.SGD
+    assert type(build_optimizer({"type": "Adagrad", "lr": 0.1}, Toy(), fused=True)) is torch.optim.Adagrad
+
+
+def test_parameter_groups_have_their_rate_and_decay() -> None:
+    model = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "head": nn.Linear(2, 2)})
+    paramwise = {"lr_factor": {"backbone": 0.1, "backbone.1": 0.5}, "decay_norm_and_bias": False}
+    cfg = {"type": "AdamW", "lr": 1.0, "weight_decay": 0.3, "paramwise": paramwise}
+    optimizer = build_optimizer(cfg, model, lr_factor=2.0)
+    expected = {  # parameter -> (rate, decay)
+        "backbone.0.weight": (0.2, 0.3),
+        "backbone.0.bias": (0.2, 0.0),
+        "backbone.1.weight": (1.0, 0.0),
+        "backbone.1.bias": (1.0, 0.0),
+        "head.weight": (2.0, 0.3),
+        "head.bias": (2.0, 0.0),
+    }
+    for name, parameter in model.named_parameters():
+        group = group_of(optimizer, parameter)
+        assert (group["lr"], group["weight_decay"]) == pytest.approx(expected[name]), name
 
 
 def test_validation_epochs_start_late_keep_their_interval_and_include_the_last() -> None:
@@ -232,30 +287,6 @@ def test_a_run_folder_is_reused_only_on_request(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_the_last_step_of_an_epoch_may_have_fewer_batches(tmp_path: Path) -> None:
-    training = module(tmp_path, accumulate=3)
-    training.trainer.num_training_batches = 8  # type: ignore[misc]
-    # Lightning divides each loss by 3: what a batch weighs in its step is its share over 3.
-    assert [training._share_of_step(batch) for batch in range(8)] == [1, 1, 1, 1, 1, 1, 1.5, 1.5]
-
-
-def test_running_statistics_are_averaged_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = module(tmp_path, nn.Sequential(nn.BatchNorm1d(2), nn.SyncBatchNorm(2)))
-    training.trainer.world_size = 2  # type: ignore[misc]
-    own, shared = training.model
-    own.running_mean += torch.tensor([1.0, 2.0])
-    shared.running_mean += 5.0
-
-    def with_another(value: torch.Tensor, operation: str) -> torch.Tensor:
-        assert operation == "SUM"
-        return value + torch.tensor([3.0, 4.0, 3.0, 3.0])  # another process's means and variances
-
-    monkeypatch.setattr(training, "_across_processes", with_another)
-    training.on_after_backward()
-    assert own.running_mean.tolist() == [2.0, 3.0] and own.running_var.tolist() == [2.0, 2.0]
-    assert shared.running_mean.tolist() == [5.0, 5.0]
-
-
 def test_an_epoch_goes_on_only_in_its_own_order() -> None:
     order = {"dataset.train.batch_size": 2, "process.seed": 0}
     position = {"epoch": 3, "batch": 1, "order": order}
@@ -298,7 +329,7 @@ def test_wrong_devices_are_named(monkeypatch: pytest.MonkeyPatch, devices: Any) 
 def test_scores_name_the_same_numbers_for_training_and_test() -> None:
     torch.manual_seed(0)
     for task, classes, frames in (("ms3", 1, 5), ("avss", 4, 10)):
-        scores = Scores(task, classes)
+        scores = TaskMetrics(task, classes)
         batch = {
             "masks": torch.randint(0, max(2, classes), (2, frames, 8, 8), dtype=torch.uint8),
             "gt_temporal_mask_flag": torch.ones(2, frames),
@@ -309,13 +340,13 @@ def test_scores_name_the_same_numbers_for_training_and_test() -> None:
         assert tuple(found) == SCALARS[task] and all(0 <= value <= 1 for value in found.values())
         assert all(score(found) >= 0 for score in BEST_FILES[task].values())
     with pytest.raises(ConfigError, match="do not fit"):
-        Scores("avss", 1)
+        TaskMetrics("avss", 1)
 
 
 def test_model_and_data_must_agree_in_classes() -> None:
     from mmengine.config import ConfigDict
 
-    cfg = ConfigDict(task="avss", model={"head": {"num_classes": 1}}, dataset={"train": {"num_class": 71}})
+    cfg = ConfigDict(task="avss", model={"head": {"num_classes": 1}}, dataset={"train": {"num_classes": 71}})
     with pytest.raises(ConfigError, match=r"model\.head\.num_classes=1, but dataset\.train has 71 classes"):
         check_classes(cfg)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dataloader import build_dataset
-from scripts.engine.evaluation import SCALARS
+from scripts.engine.task_metrics import SCALARS
 from scripts.engine.testing import EverythingOracle, results_table, score
 from utils.errors import DataError
 
