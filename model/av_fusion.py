@@ -1,4 +1,4 @@
-"""Audio-visual fusion ('MTA'): the sound looks at the picture, at each scale, before queries are made of it."""
+"""A-V fusion: the audio token attends to the pixels of each scale, before queries are decoded from it."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model.layers.attention import MultiheadAttention
 from model.layers.dropout import Dropout
-from utils.registry import AV_FUSIONS
+from utils.registry import MODELS
 
 
 class AudioVisualLayer(nn.Module):
@@ -17,16 +17,16 @@ class AudioVisualLayer(nn.Module):
     Args:
         embed_dim: C.
         num_heads: attention heads.
-        hidden_dim: width of the feed-forward block.
-        dropout: after each block and inside the feed-forward one.
+        ffn_dim: width of the feed-forward block.
+        dropout: rate, after each block and inside the feed-forward one.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, hidden_dim: int, dropout: float) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
         self.cross_attn = MultiheadAttention(embed_dim, num_heads, bias=False, dropout=dropout)
         self.norm1 = nn.LayerNorm(embed_dim)
-        self.linear1 = nn.Linear(embed_dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, embed_dim)
+        self.linear1 = nn.Linear(embed_dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, embed_dim)
         self.norm2 = nn.LayerNorm(embed_dim)
         self.dropout = Dropout(dropout)
 
@@ -37,25 +37,28 @@ class AudioVisualLayer(nn.Module):
         return self.norm2(audio + self.dropout(self.linear2(hidden)))
 
 
-@AV_FUSIONS.register_module()
-class MTA(nn.Module):
-    """One audio token a scale, each informed by that scale's pixels.
+@MODELS.register_module()
+class AVFusion(nn.Module):
+    """One audio token per scale, fused with that scale's pixels by cross-attention.
 
     Args:
         embed_dim: C.
         num_heads: attention heads.
-        hidden_dim: width of the feed-forward blocks.
+        ffn_dim: width of the feed-forward blocks.
         num_layers: scales, at most 4; the fourth is a stride-2 convolution of the third.
-        temporal: let each frame's sound look at all frames of its clip, padded ones excepted.
-        num_frames: T, frames a clip; used by `temporal` alone.
+        temporal: attend to all frames of the clip except padded ones.
+        num_frames: T, frames per clip; used by `temporal` only.
         dropout: see AudioVisualLayer.
+
+    Raises:
+        ValueError: `num_layers` is out of range.
     """
 
     def __init__(
         self,
         embed_dim: int = 256,
         num_heads: int = 8,
-        hidden_dim: int = 1024,
+        ffn_dim: int = 1024,
         num_layers: int = 3,
         temporal: bool = False,
         num_frames: int = 5,
@@ -63,12 +66,10 @@ class MTA(nn.Module):
     ) -> None:
         super().__init__()
         if not 1 <= num_layers <= 4:
-            raise ValueError(f"MTA has 1 to 4 layers, one a scale; got num_layers={num_layers}")
-        self.temporal = self.frames_share = temporal
+            raise ValueError(f"AVFusion has 1 to 4 layers, one per scale; got num_layers={num_layers}")
+        self.temporal = temporal
         self.num_frames = num_frames
-        self.layers = nn.ModuleList(
-            AudioVisualLayer(embed_dim, num_heads, hidden_dim, dropout) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(AudioVisualLayer(embed_dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
         self.downsample = (
             nn.Sequential(
                 nn.Conv2d(embed_dim, embed_dim, kernel_size=3, stride=2, padding=1), nn.BatchNorm2d(embed_dim)
@@ -78,18 +79,18 @@ class MTA(nn.Module):
         )
 
     def forward(self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None) -> Tensor:
-        """Look at each scale.
+        """Fuse audio with each scale.
 
         Args:
-            audio: the sound of each frame (N, 1, C).
+            audio: audio embedding of each frame (N, 1, C).
             features: the scales, finest first, (N, C, H_l, W_l).
-            frame_mask: (N,), 0 where a frame is padding; used by `temporal` alone.
+            frame_mask: (N,), 0 for padded frames; used by `temporal` only.
 
         Returns:
-            (N, scales, C).
+            Audio tokens (N, A, C), one per scale.
 
         Raises:
-            ValueError: `temporal`, and N is no multiple of T.
+            ValueError: `temporal`, and N is not a multiple of T.
         """
         if self.downsample is not None:
             features = [*features, self.downsample(features[-1])]
@@ -106,7 +107,7 @@ class MTA(nn.Module):
         frames, length, channels = pixels.shape
         if frames % self.num_frames:
             raise ValueError(
-                f"temporal fusion needs whole clips: {frames} frames are no multiple of T={self.num_frames}"
+                f"temporal fusion needs whole clips: {frames} frames are not a multiple of T={self.num_frames}"
             )
         clips = frames // self.num_frames
         mask = None

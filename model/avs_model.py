@@ -1,61 +1,49 @@
-"""The whole model: pictures and sound in, logits of the sounding objects out."""
-
-from typing import NamedTuple
+"""The whole model: frames and log-mel in, logits of the sounding objects out."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from model.backbones import TimmBackbone
-from model.mask_head import MaskPredictor
-from model.transformer import Transformer
+from model.head import ModelOutput
 from utils.registry import MODELS
-
-
-class ModelOutput(NamedTuple):
-    """Logits (A, K, H, W), fused mask feature (A, C, H / 4, W / 4) and balance loss (scalar), of A answered frames."""
-
-    logits: Tensor
-    mask_feature: Tensor
-    aux_loss: Tensor
 
 
 @MODELS.register_module(name=["MoDAT", "AVSegFormer"])
 class AVSModel(nn.Module):
-    """MoDAT and AVSegFormer: which of them is a matter of the head's query generator and fusion block.
+    """MoDAT and AVSegFormer; the head's query generator and fusion block make the difference.
 
     Args:
-        backbone: pictures -> four maps.
-        vggish: log-mel -> embedding of `audio_dim`.
-        head: maps and sound -> logits.
+        backbone: frames -> four feature maps.
+        audio_encoder: log-mel -> embedding of size `audio_dim`.
+        head: feature maps and audio -> logits.
         audio_dim: size of the audio embedding.
         embed_dim: C.
-        num_frames: T, frames a clip.
+        num_frames: T, frames per clip.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        vggish: nn.Module,
+        audio_encoder: nn.Module,
         head: nn.Module,
         audio_dim: int = 128,
         embed_dim: int = 256,
         num_frames: int = 5,
     ) -> None:
         super().__init__()
-        self.T = num_frames
+        self.num_frames = num_frames
         self.backbone = backbone
-        self.vggish = vggish
+        self.audio_encoder = audio_encoder
         self.audio_proj = nn.Linear(audio_dim, embed_dim)
         self.head = head
-        self._batch_norm = any(isinstance(module, _BatchNorm) for module in self.modules())
+        self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.modules())
 
     def forward(
         self,
         log_mel: Tensor,
         frames: Tensor,
-        vid_temporal_mask_flag: Tensor | None = None,
-        answered: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        frame_indices: Tensor | None = None,
         *,
         embedding: Tensor | None = None,
         features: list[Tensor] | None = None,
@@ -63,75 +51,68 @@ class AVSModel(nn.Module):
         """Segment the sounding objects of each frame.
 
         Args:
-            log_mel: the second of sound around each frame, (N, 1, 96, 64).
-            frames: pictures, ImageNet-normalised, (N, 3, H, W).
-            vid_temporal_mask_flag: (N,), 0 where a frame is padding: its maps, logits and mask feature become zero.
-            answered: (A,), indices of the frames to answer for: in training those with a label, as no other logits
-                would have a gradient, in evaluation those that are not padding. The other frames are followed as far as
-                they act on these, or in training on the balance loss. None: all.
-            embedding: what `vggish` says of the sound, (N, audio_dim), where that is known.
-            features: what `backbone` says of the pictures, (N, channels[l], H_l, W_l) each, where that is known.
+            log_mel: log-mel of the second of audio around each frame, (N, 1, 96, 64).
+            frames: ImageNet-normalised, (N, 3, H, W).
+            frame_mask: (N,), 0 for padded frames, whose features, logits and mask feature become zero.
+            frame_indices: (A,), frames whose masks are predicted: the labelled ones in training, those without padding
+                in evaluation; None for all. Queries are decoded for these frames only.
+            embedding: precomputed output of `audio_encoder`, (N, audio_dim).
+            features: precomputed outputs of `backbone`, (N, channels[l], H_l, W_l) each.
 
         Returns:
-            ModelOutput.
+            ModelOutput of the A frames.
 
         Raises:
             ValueError: shapes do not fit together.
         """
         _check(log_mel, frames)
-        flag = vid_temporal_mask_flag
-        if answered is not None and not self._frames_share():
-            log_mel, frames = log_mel[answered], frames[answered]
-            flag, embedding = _rows(flag, answered), _rows(embedding, answered)
-            features = features and [x[answered] for x in features]
-            answered = None
         if embedding is None:
-            embedding = self.vggish(log_mel)
-        maps = self._maps(frames, flag) if features is None else _mask_frames(features, flag)
-
+            embedding = self.audio_encoder(log_mel)
+        features = self._features(frames, frame_mask) if features is None else _mask_frames(features, frame_mask)
         audio = self.audio_proj(embedding)[:, None]  # (N, 1, C)
-        logits, mask_feature, aux_loss = self.head(maps, audio, flag, answered)
-        logits, mask_feature = _mask_frames([logits, mask_feature], _rows(flag, answered))
-        return ModelOutput(logits, mask_feature, aux_loss)
+        out: ModelOutput = self.head(features, audio, frame_mask, frame_indices)
 
-    def _frames_share(self) -> bool:
-        return self._statistics_of_all() or getattr(self.head, "frames_share", True)
+        mask = frame_mask if frame_mask is None or frame_indices is None else frame_mask[frame_indices]
+        logits, mask_feature = _mask_frames([out.logits, out.mask_feature], mask)
+        return ModelOutput(logits, mask_feature, out.aux_loss)
 
-    def _statistics_of_all(self) -> bool:
-        return self.training and self._batch_norm
-
-    def _maps(self, frames: Tensor, flag: Tensor | None) -> list[Tensor]:
-        """The backbone's maps (N, channels[l], H_l, W_l), zero for padded frames, which it need not see."""
-        # A compiler would have to ask how many are real.
-        real = None if torch.compiler.is_compiling() or self._statistics_of_all() else places(flag)
-        if real is None:
-            return _mask_frames(self.backbone(frames), flag)
-        return [among_zeros(x, real, len(frames)) for x in self.backbone(frames[real])]
+    def _features(self, frames: Tensor, frame_mask: Tensor | None) -> list[Tensor]:
+        """The backbone's maps (N, channels[l], H_l, W_l), zero for padded frames, which the backbone skips."""
+        # Batch statistics are those of all frames, as published; a compiled graph has a fixed number of frames.
+        skip = not torch.compiler.is_compiling() and not (self.training and self._has_batch_norm)
+        unpadded = flagged_indices(frame_mask) if skip else None
+        if unpadded is None:
+            return _mask_frames(self.backbone(frames), frame_mask)
+        return [scatter_rows(x, unpadded, len(frames)) for x in self.backbone(frames[unpadded])]
 
     def freeze_backbone(self, freeze: bool = True) -> None:
-        """Stop, or start again, the training of the picture backbone."""
+        """Freeze the image backbone, or with `freeze=False` train it again."""
         self.backbone.requires_grad_(not freeze)
 
     def set_activation_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations of backbone, transformer and mask MLP in the backward pass: less memory, more time."""
-        if isinstance(self.backbone, TimmBackbone):
-            self.backbone.set_grad_checkpointing(enable)
+        """Recompute activations of backbone, transformer and mask head in the backward pass: less memory, more time.
+
+        Takes effect in modules with an attribute `use_checkpoint`, and in a backbone with timm's
+        `set_grad_checkpointing`.
+        """
+        if hasattr(self.backbone, "set_grad_checkpointing"):
+            self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
         for module in self.head.modules():
-            if isinstance(module, Transformer | MaskPredictor):
-                module.checkpointing = enable
+            if hasattr(module, "use_checkpoint"):
+                module.use_checkpoint = enable  # type: ignore[assignment]
 
 
-def places(flag: Tensor | None) -> Tensor | None:
-    """Indices of the frames whose flag, of (N,), is set; None where all are, or none is, or there is no flag."""
+def flagged_indices(flag: Tensor | None) -> Tensor | None:
+    """Indices of the frames whose flag (N,) is not 0; None without a flag, or if all or no frames have it."""
     if flag is None:
         return None
-    found = flag.nonzero().squeeze(1)
-    return found if 0 < len(found) < len(flag) else None
+    indices = flag.nonzero().squeeze(1)
+    return indices if 0 < len(indices) < len(flag) else None
 
 
-def among_zeros(x: Tensor, rows: Tensor | None, count: int) -> Tensor:
-    """`count` rows of zeros, but for the rows (A, ...) of x in their places (A,); x itself where these are None."""
-    return x if rows is None else x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)
+def scatter_rows(x: Tensor, indices: Tensor | None, count: int) -> Tensor:
+    """Scatter rows x (A, ...) to `indices` (A,) of `count` rows of zeros; returns x if `indices` is None."""
+    return x if indices is None else x.new_zeros(count, *x.shape[1:]).index_copy(0, indices, x)
 
 
 def _check(log_mel: Tensor, frames: Tensor) -> None:
@@ -143,11 +124,6 @@ def _check(log_mel: Tensor, frames: Tensor) -> None:
         )
 
 
-def _rows(x: Tensor | None, rows: Tensor | None) -> Tensor | None:
-    """Some rows of a tensor, where there are both."""
-    return x if x is None or rows is None else x[rows]
-
-
-def _mask_frames(maps: list[Tensor], flag: Tensor | None) -> list[Tensor]:
+def _mask_frames(maps: list[Tensor], frame_mask: Tensor | None) -> list[Tensor]:
     """Zero the maps (N, ...) of padded frames."""
-    return maps if flag is None else [x * flag.to(x.dtype).view(-1, 1, 1, 1) for x in maps]
+    return maps if frame_mask is None else [x * frame_mask.to(x.dtype).view(-1, 1, 1, 1) for x in maps]

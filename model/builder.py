@@ -1,4 +1,4 @@
-"""From the `model` dictionary of a config to the model: read it beside the figure in the README."""
+"""Builds the model from the `model` dictionary of a config; read it beside the figure in the README."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,130 +8,138 @@ from torch import nn
 
 from model.avs_model import AVSModel
 from utils.errors import ConfigError
-from utils.registry import (
-    AUDIO_ENCODERS,
-    AV_FUSIONS,
-    BACKBONES,
-    FUSIONS,
-    HEADS,
-    MODELS,
-    POSITIONAL_ENCODINGS,
-    QUERY_GENERATORS,
-    TRANSFORMER_LAYERS,
-    TRANSFORMERS,
-    build,
-    lookup,
-    resolve,
-    suggestion,
-)
+from utils.registry import MODELS, build, lookup, resolve, suggestion
 
 
 def build_model(cfg: Mapping[str, Any]) -> AVSModel:
-    """Build a model.
+    """Build a model with random weights; `model.pretrained.load_pretrained` then reads the pretrained ones.
 
     Args:
-        cfg: `config.model`: type, backbone, vggish, head, audio_dim, embed_dim, T; published files fit.
+        cfg: `config.model`: type, backbone, audio_encoder, head, audio_dim, embed_dim, num_frames.
 
     Returns:
-        An AVSModel with pretrained backbones where the config names their files, and random weights elsewhere.
+        An AVSModel.
 
     Raises:
-        ConfigError: an unknown type or key, sizes that do not fit together.
-        CheckpointError: pretrained weights that are missing or do not fit.
+        ConfigError: an unknown type or key, or sizes that do not fit together.
     """
     options = dict(cfg)
-    embed_dim = options.get("embed_dim", 256)
-    audio_dim = options.get("audio_dim", 128)
-    num_frames = options.pop("T", 5)
-    if options.pop("neck", None) is not None:
-        raise ConfigError("model.neck must be None: no network between backbone and head exists.")
-    if not options.pop("freeze_audio_backbone", True):
-        options["vggish"] = {**options.get("vggish", {}), "freeze_audio_extractor": False}
+    embed_dim, audio_dim, num_frames = (
+        _size(options, key, default) for key, default in (("embed_dim", 256), ("audio_dim", 128), ("num_frames", 5))
+    )
     resolve(MODELS, options, where="model")
-    try:
-        backbone = _build_backbone(options.pop("backbone", None))
-        vggish = build(
-            AUDIO_ENCODERS, {"type": "VGGish", **options.pop("vggish", {})}, where="model.vggish", audio_dim=audio_dim
-        )
-        head = _build_head(
-            options.pop("head", None), in_channels=backbone.channels, embed_dim=embed_dim, num_frames=num_frames
-        )
-        model: AVSModel = build(
-            MODELS, options, where="model", backbone=backbone, vggish=vggish, head=head, num_frames=num_frames
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"The config's model cannot be built: {error}.") from error
-    # Maps are read as tokens, a pixel's channels side by side: weights laid out so need not be turned for each call.
+    backbone = _build_backbone(options.pop("backbone", None))
+    audio_encoder = _build_audio_encoder(options.pop("audio_encoder", {}), audio_dim)
+    head = _build_head(
+        options.pop("head", None), in_channels=backbone.channels, embed_dim=embed_dim, num_frames=num_frames
+    )
+    model: AVSModel = build(MODELS, options, where="model", backbone=backbone, audio_encoder=audio_encoder, head=head)
+    # Feature maps are read as tokens: channels_last avoids a weight transpose per call.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _build_backbone(cfg: Mapping[str, Any] | None) -> Any:
-    """A registered backbone by its type, any other type by timm's name."""
-    if cfg is None or "type" not in cfg:
-        raise ConfigError(f"model.backbone must name a type, 'pvt_v2_b5' for one; got {cfg!r}.")
-    if lookup(BACKBONES, cfg["type"]) is not None:
-        return build(BACKBONES, cfg, where="model.backbone")
-    return build(BACKBONES, {**cfg, "type": "TimmBackbone"}, where="model.backbone", name=cfg["type"])
+    """A registered backbone, or TimmBackbone if `type` is timm's name; `weights` is left to load_pretrained."""
+    where = "model.backbone"
+    if not isinstance(cfg, Mapping) or "type" not in cfg:
+        raise ConfigError(f"{where} must be a dictionary with a 'type', for example 'pvt_v2_b5'; got {cfg!r}.")
+    options = {key: value for key, value in cfg.items() if key != "weights"}
+    if lookup(MODELS, options["type"]) is not None:
+        return build(MODELS, options, where=where)
+    return build(MODELS, {**options, "type": "TimmBackbone"}, where=where, name=options["type"])
+
+
+def _build_audio_encoder(cfg: Mapping[str, Any], audio_dim: int) -> nn.Module:
+    """An audio encoder; `weights` and `pca_weights` are left to load_pretrained."""
+    options = {key: value for key, value in cfg.items() if key not in ("weights", "pca_weights")}
+    encoder: nn.Module = build(MODELS, _with_type(options, "VGGish"), where="model.audio_encoder", audio_dim=audio_dim)
+    return encoder
 
 
 def _build_head(
     cfg: Mapping[str, Any] | None, *, in_channels: tuple[int, ...], embed_dim: int, num_frames: int
 ) -> nn.Module:
-    resolve(HEADS, cfg, where="model.head")
+    where = "model.head"
+    resolve(MODELS, cfg, where=where)
     options = dict(cfg or {})
     sizes = {
         "embed_dim": embed_dim,
-        "dim": embed_dim,
-        "query_num": options.get("query_num", 300),
+        "num_queries": options.get("num_queries", 300),
+        "num_classes": options.pop("num_classes", 1),
         "num_levels": len(options.get("valid_indices", (1, 2, 3))),
         "num_frames": num_frames,
     }
+
     query_generator = _build_query_generator(options.pop("query_generator", None), sizes)
     transformer = _build_transformer(options.pop("transformer", None), sizes)
-    fusion_block = options.pop("fusion_block", None)
-    if fusion_block is not None:
-        fusion_block = build(FUSIONS, fusion_block, where="model.head.fusion_block", **sizes)
     positional_encoding = build(
-        POSITIONAL_ENCODINGS,
-        options.pop("positional_encoding", {"type": "SinePositionalEncoding"}),
-        where="model.head.positional_encoding",
+        MODELS,
+        _with_type(options.pop("positional_encoding", {}), "SinePositionalEncoding"),
+        where=f"{where}.positional_encoding",
         num_feats=embed_dim // 2,
     )
-    return build(
-        HEADS,
+    pixel_decoder = build(
+        MODELS, _with_type(options.pop("pixel_decoder", {}), "PixelDecoder"), where=f"{where}.pixel_decoder", **sizes
+    )
+    fusion_block = options.pop("fusion_block", None)
+    if fusion_block is not None:
+        fusion_block = build(
+            MODELS, fusion_block, where=f"{where}.fusion_block", positional_encoding=positional_encoding, **sizes
+        )
+    mask_head = build(
+        MODELS, _with_type(options.pop("mask_head", {}), "MaskPredictor"), where=f"{where}.mask_head", **sizes
+    )
+    head: nn.Module = build(
+        MODELS,
         options,
-        where="model.head",
+        where=where,
         in_channels=in_channels,
-        embed_dim=embed_dim,
         query_generator=query_generator,
         transformer=transformer,
         positional_encoding=positional_encoding,
+        pixel_decoder=pixel_decoder,
         fusion_block=fusion_block,
+        mask_head=mask_head,
+        **sizes,
     )
+    return head
 
 
 def _build_query_generator(cfg: Mapping[str, Any] | None, sizes: Mapping[str, Any]) -> nn.Module:
     where = "model.head.query_generator"
-    resolve(QUERY_GENERATORS, cfg, where=where)
+    resolve(MODELS, cfg, where=where)
     options = dict(cfg or {})
-    if options.get("early_fusion") is not None:
-        options["early_fusion"] = build(AV_FUSIONS, options["early_fusion"], where=f"{where}.early_fusion", **sizes)
-    return build(QUERY_GENERATORS, options, where=where, **sizes)
+    if options.get("av_fusion") is not None:
+        options["av_fusion"] = build(MODELS, options["av_fusion"], where=f"{where}.av_fusion", **sizes)
+    generator: nn.Module = build(MODELS, options, where=where, **sizes)
+    return generator
 
 
 def _build_transformer(cfg: Mapping[str, Any] | None, sizes: Mapping[str, Any]) -> nn.Module:
     where = "model.head.transformer"
-    resolve(TRANSFORMERS, cfg, where=where)
+    resolve(MODELS, cfg, where=where)
     options = dict(cfg or {})
     encoder = _build_layers("EncoderLayer", options.pop("encoder", {}), f"{where}.encoder", sizes)
     decoder = _build_layers("DecoderLayer", options.pop("decoder", {}), f"{where}.decoder", sizes)
-    return build(TRANSFORMERS, options, where=where, encoder_layers=encoder, decoder_layers=decoder)
+    transformer: nn.Module = build(MODELS, options, where=where, encoder_layers=encoder, decoder_layers=decoder)
+    return transformer
 
 
 def _build_layers(kind: str, cfg: Mapping[str, Any], where: str, sizes: Mapping[str, Any]) -> list[nn.Module]:
-    """`num_layers` layers of the kind, each with the options under `layer`."""
+    """`num_layers` layers, each with the options under `layer`."""
     for key in cfg:
         if key not in ("num_layers", "layer"):
-            raise ConfigError(f"{where}.{key} is no option: {suggestion(key, ['num_layers', 'layer'])}")
+            raise ConfigError(f"{where}.{key} is not an option: {suggestion(key, ['num_layers', 'layer'])}")
     layer = {"type": kind, **cfg.get("layer", {})}
-    return [build(TRANSFORMER_LAYERS, layer, where=f"{where}.layer", **sizes) for _ in range(cfg.get("num_layers", 6))]
+    return [build(MODELS, layer, where=f"{where}.layer", **sizes) for _ in range(cfg.get("num_layers", 6))]
+
+
+def _with_type(cfg: Any, default: str) -> Any:
+    return {"type": default, **cfg} if isinstance(cfg, Mapping) else cfg
+
+
+def _size(options: Mapping[str, Any], key: str, default: int) -> int:
+    size = options.get(key, default)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigError(f"model.{key}={size!r} must be a whole number above 0.")
+    return size

@@ -1,7 +1,7 @@
-"""Weights files: published ones and ours, pretrained backbones, and their renaming in one place.
+"""Weights files, published and ours, and the translation between their tensor names.
 
-Ours differ from the published names where a module of ours is named by what it does, where experts are one stacked
-tensor, and where a 1x1 convolution is a linear layer. `to_ours` and `to_published` are exact inverses.
+Ours differ from the published ones in the names of modules, in experts, which are one stacked tensor, and in 1x1
+convolutions, which are linear layers. `to_ours` and `to_published` are exact inverses.
 """
 
 import logging
@@ -26,35 +26,36 @@ log = logging.getLogger(__name__)
 StateDict = dict[str, Tensor]
 
 NEVER_USED = re.compile(r"head\.(fpn|attn_fc)\.|backbone\.layer[34]_2\.")
-"""Published tensors that no model uses."""
+"""Published tensors that are never used."""
 UNUSED = re.compile(rf"{NEVER_USED.pattern}|head\.learnable_query\.|head\.query_generator\.early_fusion\.conv\.")
-"""Published tensors that a model need not use, by its options: learnable queries, the fourth level."""
+"""The same, and those that depend on options of the model: learnable queries, the fourth level."""
 
-_HEAD = [  # (ours, published): beginnings of names, {} stands for a number; the first that fits counts
+_RENAMED = [  # (ours, published): prefixes, {} stands for a number; the first match counts
+    ("audio_encoder.", "vggish."),
     ("head.pixel_decoder.lateral_conv.", "head.lateral_conv."),
     ("head.pixel_decoder.out_conv.", "head.out_conv."),
-    ("head.mask_predictor.layers.", "head.mlp.layers."),
-    ("head.mask_predictor.reduce.", "head.fc.0."),
-    ("head.mask_predictor.refine.", "head.fc.2."),
-    ("head.mask_predictor.classify.", "head.fc.4."),
-    ("head.transformer.encoder_layers.{}.self_attn.", "head.transformer.encoder.layers.{}.self_attn."),
-    ("head.transformer.encoder_layers.{}.norm.", "head.transformer.encoder.layers.{}.norm1."),
-    ("head.transformer.encoder_layers.{}.ffn.norm.", "head.transformer.encoder.layers.{}.norm2."),
-    ("head.transformer.encoder_layers.{}.ffn.", "head.transformer.encoder.layers.{}."),
-    ("head.transformer.decoder_layers.{}.ffn.norm.", "head.transformer.decoder.layers.{}.norm3."),
-    ("head.transformer.decoder_layers.{}.ffn.linear", "head.transformer.decoder.layers.{}.linear"),
-    ("head.transformer.decoder_layers.{}.", "head.transformer.decoder.layers.{}."),
+    ("head.mask_head.layers.", "head.mlp.layers."),
+    ("head.mask_head.reduce.", "head.fc.0."),
+    ("head.mask_head.refine.", "head.fc.2."),
+    ("head.mask_head.classify.", "head.fc.4."),
+    ("head.transformer.encoder.layers.{}.self_attn.", "head.transformer.encoder.layers.{}.self_attn."),
+    ("head.transformer.encoder.layers.{}.norm.", "head.transformer.encoder.layers.{}.norm1."),
+    ("head.transformer.encoder.layers.{}.ffn.norm.", "head.transformer.encoder.layers.{}.norm2."),
+    ("head.transformer.encoder.layers.{}.ffn.", "head.transformer.encoder.layers.{}."),
+    ("head.transformer.decoder.layers.{}.ffn.norm.", "head.transformer.decoder.layers.{}.norm3."),
+    ("head.transformer.decoder.layers.{}.ffn.linear", "head.transformer.decoder.layers.{}.linear"),
     (
-        "head.query_generator.early_fusion.layers.{}.cross_attn.",
+        "head.query_generator.av_fusion.layers.{}.cross_attn.",
         "head.query_generator.early_fusion.layers.{}.multihead_attn.",
     ),
-    ("head.query_generator.early_fusion.downsample.", "head.query_generator.early_fusion.conv."),
+    ("head.query_generator.av_fusion.downsample.", "head.query_generator.early_fusion.conv."),
+    ("head.query_generator.av_fusion.", "head.query_generator.early_fusion."),
     ("head.query_generator.layer_mix.", "head.query_generator.conv."),
     ("head.fusion_block.channel.router.weight", "head.fusion_block.channel_attn.gate.w_gating"),
     ("head.fusion_block.spatial.router.weight", "head.fusion_block.spatial_attn.gate.w_gating"),
 ]
 _RESNET = [("layer3.", "layer3_1."), ("layer4.", "layer4_1.")]
-_STAGES = (1, 2, 3, 4)  # of a PVT; ours count from 0
+_STAGES = (1, 2, 3, 4)  # of PVT; ours count from 0
 _PVT = [
     ("patch_embed.", "patch_embed1."),
     *((f"stages_{stage - 1}.downsample.", f"patch_embed{stage}.") for stage in _STAGES[1:]),
@@ -62,7 +63,7 @@ _PVT = [
     *((f"stages_{stage - 1}.blocks.{{}}.", f"block{stage}.{{}}.") for stage in _STAGES),
     *((f"stages_{stage - 1}.norm.", f"norm{stage}.") for stage in _STAGES),
 ]
-_EXPERTS = {  # ours, stacked over experts -> published, one tensor an expert
+_EXPERTS = {  # ours, stacked over experts -> published, one tensor per expert
     f"head.fusion_block.{kind}.experts.{ours}": f"head.fusion_block.{kind}_attn.experts.experts.{{}}.{published}"
     for kind, ours, published in (
         ("channel", "query_weight", "q_proj.weight"),
@@ -73,7 +74,7 @@ _EXPERTS = {  # ours, stacked over experts -> published, one tensor an expert
         ("spatial", "out_weight", "attn.out_proj.weight"),
     )
 }
-_BRANCH_SCORE = {  # ours, one row a branch -> published, one convolution a branch
+_BRANCH_SCORE = {  # ours, one row per branch -> published, one convolution per branch
     f"head.fusion_block.branch_score.{leaf}": tuple(f"head.fusion_block.gate_{branch}.{leaf}" for branch in "cs")
     for leaf in ("weight", "bias")
 }
@@ -82,15 +83,15 @@ _POINTWISE = re.compile(r"head\.(mlp\.layers\.\d+|query_generator\.conv|fusion_b
 
 
 def load_weights(model: nn.Module, path_or_state_dict: str | Path | Mapping[str, Tensor]) -> None:
-    """Load weights, published or ours, all of them or none.
+    """Load weights under published or our names, all of them or none.
 
     Args:
         model: from `model.build_model`.
-        path_or_state_dict: a `.pth` or `.safetensors` file, or what one holds. Names may carry the prefix `module.`.
+        path_or_state_dict: a `.pth` or `.safetensors` file, or a state dict. Names may have the prefix `module.`.
 
     Raises:
-        CheckpointError: the file cannot be read or holds more than tensors, or tensors are missing, left over or of
-            another shape: each is listed.
+        CheckpointError: the file cannot be read or does not contain tensors only, or tensors are missing, left over or
+            of another shape; the message lists them.
     """
     if isinstance(path_or_state_dict, str | Path):
         origin, weights = str(path_or_state_dict), read_state_dict(path_or_state_dict)
@@ -98,7 +99,7 @@ def load_weights(model: nn.Module, path_or_state_dict: str | Path | Mapping[str,
         origin, weights = "The state dict", _without_prefix(path_or_state_dict, "module.")
     published = is_published(weights)
     expected = to_published(model.state_dict()) if published else model.state_dict()
-    weights = {  # files of before PyTorch 0.4, and some tools, write a number as a vector of one
+    weights = {  # PyTorch before 0.4, and some tools, write a scalar as a vector of one
         name: tensor[0] if tensor.shape == (1,) and name in expected and expected[name].dim() == 0 else tensor
         for name, tensor in weights.items()
     }
@@ -110,7 +111,7 @@ def load_weights(model: nn.Module, path_or_state_dict: str | Path | Mapping[str,
 
 
 def save_weights(model_or_state_dict: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
-    """Write weights, atomically, as `.pth` or, by the path's suffix, `.safetensors`."""
+    """Write weights atomically, as `.pth` or `.safetensors` by the path's suffix."""
     weights = model_or_state_dict.state_dict() if isinstance(model_or_state_dict, nn.Module) else model_or_state_dict
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic_path(path) as part:
@@ -121,39 +122,39 @@ def save_weights(model_or_state_dict: nn.Module | Mapping[str, Tensor], path: st
 
 
 def read_state_dict(path: str | Path) -> StateDict:
-    """Read a weights file without running anything that it holds.
+    """Read a weights file without running code from it.
 
     Args:
-        path: `.pth` (also a checkpoint with its weights under `state_dict` or `model`) or `.safetensors`.
+        path: `.pth` (also a checkpoint with weights under `state_dict` or `model`) or `.safetensors`.
 
     Returns:
-        Names and tensors on the CPU, without a `module.` prefix.
+        Names and tensors on the CPU, without the prefix `module.`.
 
     Raises:
-        CheckpointError: no such file, a damaged one, or one that holds something else than tensors.
+        CheckpointError: the file is missing, damaged, or contains anything but tensors.
     """
-    content = _read(path)
+    content = read_file(path)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} holds no weights: names and tensors are expected.")
+        raise CheckpointError(f"{path} holds no weights: expected a dictionary of names and tensors.")
     return _without_prefix(_without_prefix(content, "module."), "model.")
 
 
 def convert(source: str | Path, target: str | Path, *, to_published_names: bool) -> tuple[int, int]:
-    """Rewrite a weights file under our names or the published ones, as `.pth` or `.safetensors` by its suffix.
+    """Rewrite a weights file under our or the published names, as `.pth` or `.safetensors` by its suffix.
 
     Returns:
-        Numbers of tensors written and of unused ones left out.
+        The numbers of tensors written and of unused tensors left out.
 
     Raises:
-        CheckpointError: the source cannot be read, or is no checkpoint of this family.
+        CheckpointError: the source cannot be read, or is not a checkpoint of MoDAT or AVSegFormer.
     """
     weights = read_state_dict(source)
     published = is_published(weights)
-    if not published and not any(name.startswith("head.mask_predictor.") for name in weights):
-        raise CheckpointError(f"{source} is no checkpoint of MoDAT or AVSegFormer, neither published nor ours.")
+    if not published and not any(name.startswith("head.mask_head.") for name in weights):
+        raise CheckpointError(f"{source} is not a checkpoint of MoDAT or AVSegFormer, neither published nor ours.")
     used = {name: tensor for name, tensor in weights.items() if not (published and NEVER_USED.match(name))}
     if published and not to_published_names:
         converted = to_ours(used)
@@ -167,9 +168,7 @@ def convert(source: str | Path, target: str | Path, *, to_published_names: bool)
 
 def is_published(weights: Iterable[str]) -> bool:
     """Whether tensor names are those of a published checkpoint."""
-    return any(
-        name.startswith(("head.lateral_conv.", "head.mlp.layers.", "head.transformer.encoder.")) for name in weights
-    )
+    return any(name.startswith(("vggish.", "head.lateral_conv.", "head.mlp.layers.")) for name in weights)
 
 
 def to_published(ours: Mapping[str, Tensor]) -> StateDict:
@@ -205,72 +204,19 @@ def to_ours(published: Mapping[str, Tensor]) -> StateDict:
     return ours | {rename(name): tensor for name, tensor in linear.items()}
 
 
-def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Load pretrained picture weights, AVSBench's files or timm's, into a `TimmBackbone`.
-
-    Raises:
-        CheckpointError: see load_weights; the classifier's tensors are left out.
-    """
-    # timm writes stages.0 for the whole network and stages_0 where it gives its feature maps
-    weights = {re.sub(r"^stages\.(\d)", r"stages_\1", name): tensor for name, tensor in read_state_dict(path).items()}
-    rename = _renamer([f"backbone.{name}" for name in weights], to_published=False)
-    renamed = {
-        rename(f"backbone.{name}").removeprefix("backbone.").removeprefix("network."): tensor
-        for name, tensor in weights.items()
-        if not name.startswith(("head.", "fc."))
-    }
-    network = backbone.get_submodule("network")
-    # Files older than PyTorch 0.4.1, as ResNet's, do not count the batches that normalisation has seen.
-    counters = {name: tensor for name, tensor in network.state_dict().items() if name.endswith(".num_batches_tracked")}
-    renamed = counters | renamed
-    check_weights(renamed, network.state_dict(), str(path))
-    network.load_state_dict(renamed)
-
-
-def load_vggish(vggish: nn.Module, path: str | Path) -> None:
-    """Load pretrained VGGish weights, AVSBench's `vggish-10086976.pth`; PCA buffers stay as they are.
-
-    Raises:
-        CheckpointError: see load_weights.
-    """
-    weights = read_state_dict(path)
-    expected = {name: tensor for name, tensor in vggish.state_dict().items() if not name.startswith("pca.")}
-    check_weights(weights, expected, str(path))
-    vggish.load_state_dict(weights, strict=False)
-
-
-def load_pca(pca: nn.Module, path: str | Path | None) -> None:
-    """Load VGGish's PCA parameters: `pca_eigen_vectors` (128, 128) and `pca_means` (128, 1).
-
-    Raises:
-        CheckpointError: see load_weights; also when `path` is None.
-    """
-    if path is None:
-        raise CheckpointError(
-            "model.vggish.postprocess_log_mel_with_pca is on: name the file in model.vggish.pretrained_pca_params_path."
-        )
-    content = _read(path)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds no PCA parameters.")
-    weights = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in content.items()}
-    weights = {name: value.reshape(-1, 1) if name == "pca_means" else value for name, value in weights.items()}
-    check_weights(weights, pca.state_dict(), str(path))
-    pca.load_state_dict(weights)
-
-
 def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str) -> list[str]:
-    """Compare weights with those of a model, by name and shape.
+    """Compare weights with those of a model by name and shape.
 
     Returns:
-        Names of tensors that no model uses and that may be left over.
+        Names of left-over tensors that the model may do without (UNUSED).
 
     Raises:
-        CheckpointError: anything else differs; `origin` says where the weights are from.
+        CheckpointError: anything else differs; the message starts with `origin`, the source of the weights.
     """
     missing = [name for name in expected if name not in weights]
     left_over = [name for name in weights if name not in expected]
     unused = [name for name in left_over if UNUSED.match(name)]
-    strangers = [name for name in left_over if not UNUSED.match(name)]
+    unknown = [name for name in left_over if not UNUSED.match(name)]
     reshaped = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -278,7 +224,7 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     ]
     faults = [
         f"{len(names)} {kind}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-        for kind, names in (("missing", missing), ("left over", strangers), ("of another shape", reshaped))
+        for kind, names in (("missing", missing), ("left over", unknown), ("of another shape", reshaped))
         if names
     ]
     if faults:
@@ -286,10 +232,15 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     return unused
 
 
-def _read(path: str | Path) -> Any:
+def read_file(path: str | Path) -> Any:
+    """Read a `.pth` or `.safetensors` file of tensors or float arrays, on the CPU, without running code from it.
+
+    Raises:
+        CheckpointError: see read_state_dict.
+    """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"There is no weights file {path}: put it there, or set its path to None.")
+        raise CheckpointError(f"There is no weights file {path}: put it there, or set its path in the config to None.")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -297,13 +248,13 @@ def _read(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path} holds something else than tensors, and was not loaded: {reason}") from error
+        raise CheckpointError(f"{path} contains more than tensors and was not loaded: {reason}") from error
     except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged or no weights file: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path} is damaged or not a weights file: {str(error).splitlines()[0]}") from error
 
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
-# What a pickled array of floats names: VGGish's PCA parameters are handed out as arrays.
+# Globals of a pickled float array: VGGish's PCA parameters are distributed as arrays.
 _ARRAY_GLOBALS: list[Any] = [
     np.ndarray,
     np.dtype,
@@ -319,8 +270,19 @@ def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> StateDict:
     return dict(weights)
 
 
+def backbone_to_ours(weights: Mapping[str, Tensor]) -> StateDict:
+    """A backbone's own weights, as AVSBench or timm name them, under the names of `TimmBackbone.network`."""
+    # timm's classifiers name their stages stages.0, its feature extractors stages_0.
+    weights = {re.sub(r"^stages\.(\d)", r"stages_\1", name): tensor for name, tensor in weights.items()}
+    rename = _renamer([f"backbone.{name}" for name in weights], to_published=False)
+    return {
+        rename(f"backbone.{name}").removeprefix("backbone.").removeprefix("network."): tensor
+        for name, tensor in weights.items()
+    }
+
+
 def _renamer(names: Iterable[str], *, to_published: bool) -> Callable[[str], str]:
-    """The renaming that fits the backbone whose tensors are among `names`."""
+    """The renaming for the backbone (PVT, ResNet or timm) whose tensors are among `names`."""
     names = list(names)
     if any(
         name.startswith(("backbone.patch_embed1.", "backbone.network.stages_0.blocks.0.attn.sr.")) for name in names
@@ -333,7 +295,7 @@ def _renamer(names: Iterable[str], *, to_published: bool) -> Callable[[str], str
     pairs = [
         *((f"backbone.network.{ours}", f"backbone.{published}") for ours, published in backbone),
         *([("backbone.network.", "backbone.")] if backbone else []),
-        *_HEAD,
+        *_RENAMED,
     ]
     rules = [(_template(pair[not to_published]), pair[to_published]) for pair in pairs]
 
@@ -346,5 +308,5 @@ def _renamer(names: Iterable[str], *, to_published: bool) -> Callable[[str], str
     return rename
 
 
-def _template(beginning: str) -> re.Pattern[str]:
-    return re.compile(re.escape(beginning).replace(r"\{\}", r"(\d+)"))
+def _template(prefix: str) -> re.Pattern[str]:
+    return re.compile(re.escape(prefix).replace(r"\{\}", r"(\d+)"))

@@ -1,9 +1,7 @@
-"""Fusion blocks: the sound changes the mask feature, before queries are compared with it.
+"""Fusion blocks: audio modulates the mask feature before the queries are compared with it.
 
-A fusion block is a module registered in FUSIONS with `forward(mask_feature (N, C, H, W), audio_tokens (N, A, C)) ->
-FusionOutput`. To add one, write it in a file of this package and name it in a config. If its answer for a frame depends
-on nothing else and it has no balance loss, `frames_share = False` lets training leave out frames without a label, and
-evaluation padding.
+A fusion block is a module registered in MODELS with `forward(mask_feature (N, C, H, W), audio_tokens (N, A, C)) ->
+FusionOutput`; model/README.md shows how to add one.
 """
 
 from typing import NamedTuple
@@ -13,30 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers.dropout import Dropout
-from model.layers.position import SinePositionalEncoding
 from model.moe import ChannelExperts, MixtureOfExperts, SecondChoice, SpatialExperts, Top2Router
-from utils.registry import FUSIONS
+from utils.registry import MODELS
 
 
 class FusionOutput(NamedTuple):
-    """The fused mask feature (N, C, H, W) and the scalar balance loss of the block (0 where it has none)."""
+    """The fused mask feature (N, C, H, W) and the block's balance loss (scalar, 0 without one)."""
 
     feature: Tensor
     aux_loss: Tensor
 
 
-@FUSIONS.register_module()
+@MODELS.register_module()
 class CrossModalMixer(nn.Module):
-    """Channel attention of AVSegFormer: the sound attends to all pixels, and the answer gates the channels.
+    """Channel attention of AVSegFormer: the audio attends to all pixels, and the result gates the channels.
 
     Args:
         embed_dim: C.
         num_heads: h, attention heads.
         qkv_bias: whether queries, keys and values have biases.
-        dropout: of the gates before the sigmoid, in training.
+        dropout: dropout rate of the gates, before the sigmoid.
     """
-
-    frames_share = False
 
     def __init__(self, embed_dim: int = 256, num_heads: int = 8, qkv_bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
@@ -59,15 +54,16 @@ class CrossModalMixer(nn.Module):
         return FusionOutput(mask_feature * gate.transpose(1, 2)[..., None], mask_feature.new_zeros(()))
 
 
-@FUSIONS.register_module()
-class CSA(nn.Module):
-    """Dual-attention mixture of experts of MoDAT: channel experts and spatial experts, weighed per pixel.
+@MODELS.register_module()
+class DualAttentionMoE(nn.Module):
+    """Dual-attention mixture of experts of MoDAT: channel and spatial experts, weighted per pixel.
 
     Args:
+        positional_encoding: of the pixels, added to the mask feature; the head's.
         embed_dim: C.
-        num_heads: attention heads of an expert.
-        num_experts: E, of each kind.
-        branches: 'both', or 'channel' or 'spatial' alone.
+        num_heads: attention heads per expert.
+        num_experts: E, per branch.
+        branches: 'both', 'channel' or 'spatial'.
         dropout: see ChannelExperts and SpatialExperts.
         second_policy_train: see moe.SecondChoice.
         second_policy_eval: the same in evaluation.
@@ -75,14 +71,19 @@ class CSA(nn.Module):
         second_threshold_eval: the same in evaluation.
         capacity_factor_train: see moe.SecondChoice.
         capacity_factor_eval: the same in evaluation.
+        min_capacity: see moe.SecondChoice.
         loss_coef: weight of the balance loss.
         audio_tokens: see SpatialExperts.
         pad_capacity: see ChannelExperts.
-        seed: of the 'random' policy in evaluation.
+        seed: seed of the 'random' policy in evaluation.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     def __init__(
         self,
+        positional_encoding: nn.Module,
         embed_dim: int = 256,
         num_heads: int = 8,
         num_experts: int = 16,
@@ -94,6 +95,7 @@ class CSA(nn.Module):
         second_threshold_eval: float = 0.2,
         capacity_factor_train: float = 1.0,
         capacity_factor_eval: float = 2.0,
+        min_capacity: int = 4,
         loss_coef: float = 0.01,
         audio_tokens: str = "mean",
         pad_capacity: bool = True,
@@ -104,8 +106,8 @@ class CSA(nn.Module):
             raise ValueError(f"branches is 'both', 'channel' or 'spatial', got {branches!r}")
         if num_experts < 1:
             raise ValueError(f"num_experts={num_experts} must be at least 1")
-        train = SecondChoice(second_policy_train, second_threshold_train, capacity_factor_train)
-        evaluation = SecondChoice(second_policy_eval, second_threshold_eval, capacity_factor_eval)
+        train = SecondChoice(second_policy_train, second_threshold_train, capacity_factor_train, min_capacity)
+        evaluation = SecondChoice(second_policy_eval, second_threshold_eval, capacity_factor_eval, min_capacity)
 
         def mixture(experts: nn.Module) -> MixtureOfExperts:
             router = Top2Router(
@@ -113,7 +115,7 @@ class CSA(nn.Module):
             )
             return MixtureOfExperts(router, experts)
 
-        self.position = SinePositionalEncoding(embed_dim // 2)
+        self.positional_encoding = positional_encoding
         self.channel = self.spatial = None
         if branches in ("both", "channel"):
             self.channel = mixture(
@@ -123,19 +125,14 @@ class CSA(nn.Module):
             self.spatial = mixture(
                 SpatialExperts(embed_dim, num_experts, num_heads=num_heads, dropout=dropout, audio_tokens=audio_tokens)
             )
-        # scores of the channel branch, then of the spatial one
+        # rows: channel branch, spatial branch
         self.branch_score = nn.Linear(2 * embed_dim, 2) if branches == "both" else None
-
-    @property
-    def frames_share(self) -> bool:
-        """In training, the balance loss."""
-        return self.training
 
     def forward(self, mask_feature: Tensor, audio_tokens: Tensor) -> FusionOutput:
         """Mask feature (N, C, H, W) and audio tokens (N, A, C) -> fused feature (N, C, H, W), balance loss."""
         height, width = mask_feature.shape[-2:]
         tokens = mask_feature.flatten(2).transpose(1, 2)  # (N, H * W, C)
-        tokens = (tokens + self.position(height, width, tokens.device).to(tokens.dtype)).contiguous()
+        tokens = (tokens + self.positional_encoding(height, width, tokens.device).to(tokens.dtype)).contiguous()
         outputs, balances = zip(
             *(branch(tokens, audio_tokens) for branch in (self.channel, self.spatial) if branch is not None),
             strict=True,
@@ -148,7 +145,7 @@ class CSA(nn.Module):
 
 
 def _channel_share(score: nn.Linear, channel: Tensor, spatial: Tensor) -> Tensor:
-    """Weight (N, H * W, 1) of the channel branch against the spatial one: softmax of two scores is a sigmoid."""
+    """Weight (N, H * W, 1) of the channel branch: a softmax of two scores is the sigmoid of their difference."""
     of_channel, of_spatial = (score.weight[:1] - score.weight[1:]).chunk(2, dim=1)  # (1, C) each
     bias = score.bias[:1] - score.bias[1:]
     return torch.sigmoid(F.linear(channel, of_channel, bias) + F.linear(spatial, of_spatial))

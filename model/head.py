@@ -7,55 +7,51 @@ import torch
 from torch import Tensor, nn
 
 from model.layers.initialisation import initialise
-from model.mask_head import MaskPredictor, PixelDecoder
-from utils.registry import HEADS
+from model.transformer import Transformer
+from utils.registry import MODELS
 
 
-class HeadOutput(NamedTuple):
-    """Logits (A, K, H, W), fused mask feature (A, C, H / 4, W / 4) and balance loss (scalar), of A answered frames."""
+class ModelOutput(NamedTuple):
+    """Output for A frames: logits (A, K, H, W), fused mask feature (A, C, H / 4, W / 4), balance loss (scalar)."""
 
     logits: Tensor
     mask_feature: Tensor
     aux_loss: Tensor
 
 
-@HEADS.register_module(name=["SegHead", "AVSegHead"])
+@MODELS.register_module()
 class SegHead(nn.Module):
-    """Sound becomes queries, pictures become memory and a mask feature, and their comparison becomes masks.
+    """Generates queries from audio, encodes pixels into memory and mask feature, and predicts masks from both.
 
     Args:
         in_channels: channels of the backbone's four maps.
-        query_generator: makes queries and audio tokens of the sound.
-        transformer: encodes the pixels and decodes the queries.
+        query_generator: audio -> queries and audio tokens.
+        transformer: with an `encoder` of the pixels and a `decoder` of the queries.
         positional_encoding: of the pixels.
-        fusion_block: lets the sound change the mask feature; skipped when None.
-        num_classes: K.
-        query_num: Q.
-        use_learnable_queries: add a learned vector to each query.
+        pixel_decoder: finest map and memory -> mask feature.
+        mask_head: queries and mask feature -> logits.
+        fusion_block: fuses audio into the mask feature; None leaves it out.
+        num_queries: Q.
+        use_learnable_queries: add a learned embedding to each query.
         embed_dim: C.
-        valid_indices: maps that the encoder reads.
-        scale_factor: ratio of logits to mask feature.
-        num_groups: of the group normalisations.
-        mask_hidden_dim: width of the mask MLP.
-        head_dims: channels of the convolutions that make the logits.
+        valid_indices: backbone maps that the encoder reads.
+        num_groups: groups of the input projections' GroupNorm.
     """
 
     def __init__(
         self,
         in_channels: Sequence[int],
         query_generator: nn.Module,
-        transformer: nn.Module,
+        transformer: Transformer,
         positional_encoding: nn.Module,
+        pixel_decoder: nn.Module,
+        mask_head: nn.Module,
         fusion_block: nn.Module | None = None,
-        num_classes: int = 1,
-        query_num: int = 300,
+        num_queries: int = 300,
         use_learnable_queries: bool = True,
         embed_dim: int = 256,
         valid_indices: Sequence[int] = (1, 2, 3),
-        scale_factor: int = 4,
         num_groups: int = 32,
-        mask_hidden_dim: int = 2048,
-        head_dims: Sequence[int] = (128, 32),
     ) -> None:
         super().__init__()
         if embed_dim % num_groups:
@@ -66,65 +62,60 @@ class SegHead(nn.Module):
             for channels in in_channels
         )
         self.level_embed = nn.Parameter(torch.empty(len(self.valid_indices), embed_dim))
-        self.learnable_query = nn.Embedding(query_num, embed_dim) if use_learnable_queries else None
+        self.learnable_query = nn.Embedding(num_queries, embed_dim) if use_learnable_queries else None
         self.positional_encoding = positional_encoding
         self.query_generator = query_generator
         self.transformer = transformer
-        self.pixel_decoder = PixelDecoder(embed_dim, num_groups)
+        self.pixel_decoder = pixel_decoder
         self.fusion_block = fusion_block
-        self.mask_predictor = MaskPredictor(embed_dim, query_num, num_classes, mask_hidden_dim, head_dims, scale_factor)
+        self.mask_head = mask_head
         initialise(self)
         nn.init.normal_(self.level_embed)
-
-    @property
-    def frames_share(self) -> bool:
-        """Whether frames act on each other or, in training, share a loss, so that none can be left out.
-
-        A block that does not say it by an attribute of this name is taken to do so.
-        """
-        blocks = [block for block in (self.query_generator, self.fusion_block) if block is not None]
-        return any(getattr(block, "frames_share", True) for block in blocks)
 
     def forward(
         self,
         features: Sequence[Tensor],
         audio: Tensor,
         frame_mask: Tensor | None = None,
-        answered: Tensor | None = None,
-    ) -> HeadOutput:
-        """Find what sounds.
+        frame_indices: Tensor | None = None,
+    ) -> ModelOutput:
+        """Segment the sounding objects.
 
         Args:
             features: the backbone's maps, finest first, (N, in_channels[l], H_l, W_l).
-            audio: the sound of each frame, (N, 1, C).
-            frame_mask: (N,), 0 where a frame is padding.
-            answered: (A,), indices of the frames to answer for; None: all.
+            audio: audio embedding of each frame, (N, 1, C).
+            frame_mask: (N,), 0 for padded frames.
+            frame_indices: (A,), frames whose masks are predicted; None for all.
+
+        Returns:
+            ModelOutput of the A frames.
         """
         finest = self.in_proj[0](features[0])
         levels = [self.in_proj[index](features[index]) for index in self.valid_indices]
         shapes = tuple((level.shape[2], level.shape[3]) for level in levels)
 
-        queries, audio_tokens = self.query_generator(audio, levels, frame_mask)
-        queries = queries if answered is None else queries[answered]
-        if self.learnable_query is not None:
-            queries = queries + self.learnable_query.weight
+        queries, audio_tokens = self.query_generator(audio, levels, frame_mask)  # (N, Q, C), (N, A, C)
 
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (N, L, C)
-        memory, queries = self.transformer(queries, tokens, self._position(shapes, tokens), shapes, answered)
-
+        memory = self.transformer.encoder(tokens, self._position(shapes, tokens), shapes)  # (N, L, C)
         height, width = shapes[0]
         memory_map = memory[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
-        mask_feature = self.pixel_decoder(finest, memory_map)
+        mask_feature = self.pixel_decoder(finest, memory_map)  # (N, C, H / 4, W / 4)
         aux_loss = mask_feature.new_zeros(())
         if self.fusion_block is not None:
             mask_feature, aux_loss = self.fusion_block(mask_feature, audio_tokens)
-        if answered is not None:
-            # Taken with a pixel's channels side by side: the gradient, zero elsewhere, then lies as the map does.
-            mask_feature = mask_feature.movedim(1, 3)[answered].movedim(3, 1)
-        return HeadOutput(self.mask_predictor(queries, mask_feature), mask_feature, aux_loss)
+
+        if frame_indices is not None:
+            queries, memory = queries[frame_indices], memory[frame_indices]
+            # Index in channels_last, so that the gradient stays channels_last.
+            mask_feature = mask_feature.movedim(1, 3)[frame_indices].movedim(3, 1)
+        if self.learnable_query is not None:
+            queries = queries + self.learnable_query.weight
+        queries = self.transformer.decoder(queries, memory)
+        return ModelOutput(self.mask_head(queries, mask_feature), mask_feature, aux_loss)
 
     def _position(self, shapes: tuple[tuple[int, int], ...], tokens: Tensor) -> Tensor:
-        """Position and level of each pixel, (L, C), in the tokens' precision."""
+        """Positional encoding plus level embedding of each pixel, (L, C), in the tokens' dtype."""
         levels = [
             self.positional_encoding(height, width, tokens.device) + self.level_embed[index]
             for index, (height, width) in enumerate(shapes)

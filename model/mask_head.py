@@ -1,28 +1,33 @@
-"""From memory and queries to masks: the pixel decoder and the mask predictor."""
+"""Pixel decoder (memory -> mask feature) and mask head (queries and mask feature -> logits)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers.recompute import recomputed
+from model.layers.recompute import recompute
 from model.layers.upsampling import conv_of_upsampled
+from utils.registry import MODELS
 
-PIXELS_AT_ONCE = 8192  # enough for products to run at their rate
+CHUNK_PIXELS = 8192  # large enough for matrix products at full rate
 
 
+@MODELS.register_module()
 class PixelDecoder(nn.Module):
-    """The mask feature: the finest level of the memory, enlarged, on top of the backbone's finest map.
+    """Mask feature: the finest level of the memory, upsampled, plus a lateral of the backbone's finest map.
 
     Args:
         embed_dim: C.
-        num_groups: of the group normalisations.
+        num_groups: groups of the GroupNorms.
     """
 
-    def __init__(self, embed_dim: int, num_groups: int) -> None:
+    def __init__(self, embed_dim: int = 256, num_groups: int = 32) -> None:
         super().__init__()
+        if embed_dim % num_groups:
+            raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_groups={num_groups}")
         self.lateral_conv = nn.Sequential(
             nn.Conv2d(embed_dim, embed_dim, kernel_size=1), nn.GroupNorm(num_groups, embed_dim)
         )
@@ -34,71 +39,70 @@ class PixelDecoder(nn.Module):
 
     def forward(self, finest: Tensor, memory: Tensor) -> Tensor:
         """Finest map (N, C, H, W) and a level of the memory (N, C, H', W') -> mask feature (N, C, H, W)."""
-        # With the channels of a pixel side by side, what follows reads the map as tokens without copying it.
+        # channels_last: the fusion block and the mask head view the map as tokens without a copy.
         lateral = self.lateral_conv(finest.contiguous(memory_format=torch.channels_last))
         return self.out_conv(lateral + F.interpolate(memory, size=lateral.shape[-2:], mode="bilinear"))
 
 
+@MODELS.register_module()
 class MaskPredictor(nn.Module):
-    """Compares each pixel with each query, and turns the answers into logits.
+    """Mask head: an MLP of query-pixel similarities, added to the mask feature, then a convolutional head.
 
-    The products with the Q queries go through an MLP over the query axis, back to C channels; added to the mask
-    feature, a small convolutional head makes logits of it. The first layer of the MLP is linear in the products, so it
-    is applied to the queries instead where that is less work: relu(W (q f) + b) = relu((W q) f + b).
+    An MLP over the query axis maps the Q similarities of each pixel to C channels. The first layer of the MLP is linear
+    in the similarities, so it is applied to the queries instead where that is less work: relu(W (q f) + b) =
+    relu((W q) f + b).
 
     Args:
         embed_dim: C.
-        query_num: Q.
+        num_queries: Q.
         num_classes: K.
         hidden_dim: width of the MLP.
-        head_dims: channels of the head before and after it enlarges the picture.
-        scale_factor: by which the head enlarges.
+        head_dims: channels of the convolutional head before and after upsampling.
+        scale_factor: upsampling factor from mask feature to logits.
     """
 
     def __init__(
         self,
-        embed_dim: int,
-        query_num: int,
-        num_classes: int,
-        hidden_dim: int,
-        head_dims: Sequence[int],
-        scale_factor: int,
+        embed_dim: int = 256,
+        num_queries: int = 300,
+        num_classes: int = 1,
+        hidden_dim: int = 2048,
+        head_dims: Sequence[int] = (128, 32),
+        scale_factor: int = 4,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(width, out)
-            for width, out in zip((query_num, hidden_dim, hidden_dim), (hidden_dim, hidden_dim, embed_dim), strict=True)
-        )
+        widths = (num_queries, hidden_dim, hidden_dim, embed_dim)
+        self.layers = nn.ModuleList(nn.Linear(width, out) for width, out in pairwise(widths))
         wide, narrow = head_dims
         self.reduce = nn.Conv2d(embed_dim, wide, kernel_size=3, padding=1)
         self.refine = nn.Conv2d(wide, narrow, kernel_size=3, padding=1)
         self.classify = nn.Conv2d(narrow, num_classes, kernel_size=1, bias=False)
         self.scale_factor = scale_factor
-        self.checkpointing = False
+        self.use_checkpoint = False
 
     def forward(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         """Queries (N, Q, C) and mask feature (N, C, H, W) -> logits (N, K, scale * H, scale * W)."""
-        frames = self._frames_at_once(mask_feature)
+        frames = self._chunk_size(mask_feature)
         if frames >= len(mask_feature):
             return self._logits(queries, mask_feature)
-        pieces = zip(queries.split(frames), mask_feature.split(frames), strict=True)
-        return torch.cat([recomputed(self._logits, *piece) for piece in pieces])
+        chunks = zip(queries.split(frames), mask_feature.split(frames), strict=True)
+        return torch.cat([recompute(self._logits, *chunk) for chunk in chunks])
 
-    def _frames_at_once(self, mask_feature: Tensor) -> int:
-        """Of how many frames the MLP, `hidden_dim` wide, may have its activations at the same time."""
-        if self.checkpointing and self.training:
-            return 1  # in the backward pass
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler would unroll them
+    def _chunk_size(self, mask_feature: Tensor) -> int:
+        """Frames per pass through the MLP, whose activations are `hidden_dim` wide."""
+        if self.use_checkpoint and self.training:
+            return 1
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler would unroll the loop
             return len(mask_feature)
-        return max(1, PIXELS_AT_ONCE // mask_feature[0, 0].numel())
+        return max(1, CHUNK_PIXELS // mask_feature[0, 0].numel())
 
     def _logits(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
-        coarse = self.reduce(self._answer(queries, mask_feature))
+        coarse = self.reduce(self._fused(queries, mask_feature))
         fine = conv_of_upsampled(coarse, self.refine.weight, self.refine.bias, float(self.scale_factor))
         return self.classify(_relu(fine))
 
-    def _answer(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
-        """Mask feature plus the MLP of its products with the queries, (N, C, H, W)."""
+    def _fused(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
+        """Mask feature plus the MLP of its similarities with the queries, (N, C, H, W)."""
         first, second, third = (cast(nn.Linear, layer) for layer in self.layers)
         tokens = mask_feature.flatten(2).transpose(1, 2)  # (N, H * W, C)
         if self._folding_pays(tokens.shape[1], tokens.shape[2]):
@@ -106,7 +110,7 @@ class MaskPredictor(nn.Module):
             hidden = _relu(torch.baddbmm(first.bias, tokens, folded.transpose(1, 2))).flatten(0, 1)
         else:
             hidden = _relu(first((tokens @ queries.transpose(1, 2)).flatten(0, 1)))
-        # Two axes, (N * H * W, hidden): on a view of a product, working in place would copy it in the backward pass.
+        # 2-D, (N * H * W, hidden): in-place on a view of a product would copy it in the backward pass.
         hidden = _relu(second(hidden))
         return (tokens + third(hidden).view_as(tokens)).transpose(1, 2).unflatten(2, mask_feature.shape[-2:])
 
@@ -117,5 +121,5 @@ class MaskPredictor(nn.Module):
 
 
 def _relu(x: Tensor) -> Tensor:
-    """In place, but for bf16 on a CPU: there PyTorch's in-place form takes three times as long as the other."""
+    """ReLU in place, except for bf16 on a CPU, where PyTorch's in-place form takes three times as long."""
     return F.relu(x, inplace=x.dtype != torch.bfloat16 or x.device.type != "cpu")

@@ -1,12 +1,12 @@
 """Mixture of attention experts over pixels: a top-2 router with capacity, and two kinds of experts.
 
-The published code moves tokens to experts and back through dense one-hot tensors of N x n x E x capacity elements.
-Nothing here has a capacity axis: the router says which expert keeps which token with which weight, as one (N, n, E)
-tensor, and both kinds of experts reduce to a few matrix products with it. That is exact, because a channel expert asks
-one question of its tokens and answers with one gate for all of them, and a spatial expert answers a token from the
-sound alone.
+The published code dispatches tokens to experts and back by dense one-hot tensors of N x n x E x capacity elements
+(model/reference.py). No tensor here has a capacity axis: the router outputs the weight of each expert for each token,
+(N, n, E), and both kinds of experts reduce to a few matrix products with it. This is exact, because a channel expert
+has one query and outputs one channel gate for all its tokens, and a spatial expert's output depends on its token only
+through the attention over audio.
 
-Notation: N frames, n tokens a frame, E experts, C channels, h heads, d = C / h, A audio tokens.
+Notation: N frames, n tokens per frame, E experts, C channels, h heads, d = C / h, A audio tokens.
 """
 
 import math
@@ -21,16 +21,15 @@ from model.layers.attention import check_heads
 from model.layers.dropout import Dropout
 
 POLICIES = ("all", "none", "threshold", "random")
-MIN_CAPACITY = 4
 
 
 class Routing(NamedTuple):
-    """What the router decides.
+    """Output of the router.
 
     Attributes:
-        weight: (N, n, E), the weight of each expert's answer in a token's output; at most two are not zero.
-        kept: (N, n, E) bool, whether the token has a place at the expert.
-        capacity: places an expert has for each frame.
+        weight: (N, n, E), weight of each expert in a token's output; at most two per token are not zero.
+        kept: (N, n, E) bool, True if the token is within the expert's capacity.
+        capacity: slots per expert and frame.
         balance: scalar, the balance loss.
     """
 
@@ -42,40 +41,47 @@ class Routing(NamedTuple):
 
 @dataclass(frozen=True)
 class SecondChoice:
-    """What becomes of a token's second best expert.
+    """Policy for a token's second-best expert, and the experts' capacity.
 
     Attributes:
-        policy: 'all' keeps it, 'none' drops it, 'threshold' keeps it where its share of the two gates is above
-            `threshold`, 'random' keeps it with probability min(1, share / threshold).
+        policy: 'all' keeps the second expert, 'none' drops it, 'threshold' keeps it if its share of the two gates is
+            above `threshold`, 'random' keeps it with probability min(1, share / threshold).
         threshold: see policy.
-        capacity_factor: f in an expert's capacity, max(4, min(n, int(n * f / E))).
+        capacity_factor: f in an expert's capacity, max(min_capacity, min(n, int(n * f / E))).
+        min_capacity: see capacity_factor.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     policy: str
     threshold: float
     capacity_factor: float
+    min_capacity: int = 4
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            raise ValueError(f"second expert policy {self.policy!r} is none of {', '.join(POLICIES)}")
+            raise ValueError(f"second expert policy {self.policy!r} is not one of {', '.join(POLICIES)}")
         if self.capacity_factor <= 0:
             raise ValueError(f"capacity factor {self.capacity_factor} must be positive")
+        if self.min_capacity < 1:
+            raise ValueError(f"min_capacity={self.min_capacity} must be at least 1")
 
     def capacity(self, tokens: int, experts: int) -> int:
-        """Places of one expert for one frame's tokens."""
-        return max(MIN_CAPACITY, min(tokens, int(tokens * self.capacity_factor / experts)))
+        """Slots per expert for one frame's tokens."""
+        return max(self.min_capacity, min(tokens, int(tokens * self.capacity_factor / experts)))
 
 
 class Top2Router(nn.Module):
-    """Sends each token to its two best experts (GShard, Lepikhin et al., 2021), first come, first served.
+    """Routes each token to its two best experts (GShard, Lepikhin et al., 2021), in token order up to capacity.
 
     Args:
         embed_dim: C.
         num_experts: E.
-        train: second choice and capacity in training.
-        evaluation: the same in evaluation; 'random' then draws from `seed`, alike for every frame and every call.
+        train: policy and capacity in training.
+        evaluation: the same in evaluation; 'random' then draws from `seed`, the same for every frame and call.
         balance_coef: weight of the balance loss.
-        seed: of the draws in evaluation.
+        seed: seed of the draws in evaluation.
     """
 
     def __init__(
@@ -97,7 +103,7 @@ class Top2Router(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, tokens: Tensor) -> Routing:
-        """Route tokens (N, n, C), in float32 whatever the precision around it: a rounded gate is another route."""
+        """Route tokens (N, n, C), in float32 under autocast too: rounding the gates would change the routes."""
         with torch.autocast(tokens.device.type, enabled=False):
             return self._route(tokens.float())
 
@@ -117,7 +123,7 @@ class Top2Router(nn.Module):
         balance = (first_mask.float().mean(dim=1) * gates.mean(dim=1)).mean() * (experts**2 * self.balance_coef)
 
         first_kept = first_mask & (first_mask.cumsum(dim=1) <= capacity)
-        taken = first_kept.sum(dim=1, keepdim=True)  # (N, 1, E): second choices queue behind the first ones
+        taken = first_kept.sum(dim=1, keepdim=True)  # (N, 1, E), first choices have priority
         second_kept = second_mask & (second_mask.cumsum(dim=1) + taken <= capacity)
         weight = first_share[..., None] * first_kept + second_share[..., None] * second_kept
         return Routing(weight, weight > 0, capacity, balance)
@@ -134,10 +140,10 @@ class Top2Router(nn.Module):
 
 
 def counter_uniform(count: int, seed: int, device: torch.device) -> Tensor:
-    """`count` uniform draws in [0, 1), float32, that depend on `seed` and their index alone.
+    """`count` uniform draws in [0, 1), float32, each a function of `seed` and its index.
 
     A counter-based generator (two rounds of the 32-bit finaliser of MurmurHash3, Appleby, 2011): the same numbers on
-    every device and under every compiler, without a state that the order of calls could change.
+    every device and under every compiler, independent of the order of calls.
     """
     bits = torch.arange(count, dtype=torch.int64, device=device) + (seed * 0x9E3779B9 & 0x7FFFFFFF)
     for _ in range(2):
@@ -148,18 +154,18 @@ def counter_uniform(count: int, seed: int, device: torch.device) -> Tensor:
 
 
 class ChannelExperts(nn.Module):
-    """Experts that weigh channels: the sound attends to the expert's tokens, and the answer gates their channels.
+    """Channel experts: the audio attends to the expert's tokens, and the result gates their channels.
 
-    One query an expert means that keys and values need not be computed for every token: with the key matrix folded into
-    the query, the scores of all tokens are one product, and the value matrix acts once on the attended mean of the
+    With one query per expert, keys and values need not be computed per token: the key matrix is folded into the query,
+    so that the scores of all tokens are one product, and the value matrix is applied to the attended mean of the
     tokens.
 
     Args:
         embed_dim: C.
         num_experts: E.
         num_heads: h.
-        dropout: of the gates before the sigmoid, in training.
-        pad_capacity: whether an expert's empty places take part in its softmax as zero keys and values, as published.
+        dropout: dropout rate of the gates, before the sigmoid.
+        pad_capacity: include an expert's empty slots in its softmax as zero keys and values, as published.
     """
 
     def __init__(
@@ -188,7 +194,7 @@ class ChannelExperts(nn.Module):
         folded = torch.einsum("nehd,ehdc->nehc", query, key_weight.unflatten(1, (heads, -1)))
         folded = folded.flatten(1, 2) * (channels // heads) ** -0.5  # (N, E * h, C)
         scores = (folded @ tokens.transpose(1, 2)).unflatten(1, (experts, heads))  # (N, E, h, n)
-        attention = self._softmax_over_places(scores, routing).flatten(1, 2)  # (N, E * h, n)
+        attention = self._softmax_over_slots(scores, routing).flatten(1, 2)  # (N, E * h, n)
         attended = (attention.to(tokens.dtype) @ tokens).unflatten(1, (experts, heads))  # (N, E, h, C)
 
         value = torch.einsum("nehc,ehdc->nehd", attended, value_weight.unflatten(1, (heads, -1))).flatten(
@@ -197,8 +203,8 @@ class ChannelExperts(nn.Module):
         gate = torch.sigmoid(self.dropout(torch.einsum("nec,edc->ned", value, self.out_weight) + self.out_bias))
         return tokens * (routing.weight.to(gate.dtype) @ gate).to(tokens.dtype)
 
-    def _softmax_over_places(self, scores: Tensor, routing: Routing) -> Tensor:
-        """Softmax over the n tokens an expert keeps, and over its empty places as scores of 0."""
+    def _softmax_over_slots(self, scores: Tensor, routing: Routing) -> Tensor:
+        """Softmax over the tokens that an expert keeps, and over its empty slots with score 0."""
         kept = routing.kept.transpose(1, 2)[:, :, None].contiguous()  # (N, E, 1, n)
         scores = scores.float() + torch.where(kept, 0.0, -torch.inf)
         peak = scores.amax(dim=-1, keepdim=True).clamp(min=0.0).detach()
@@ -211,16 +217,16 @@ class ChannelExperts(nn.Module):
 
 
 class SpatialExperts(nn.Module):
-    """Experts that answer each of their tokens by its attention over the sound.
+    """Spatial experts: each token attends to the audio.
 
     Args:
         embed_dim: C.
         num_experts: E.
         num_heads: h.
-        dropout: of the attention weights, in training.
-        audio_tokens: 'mean', the published expert: with the mean of the audio tokens as its only key, an expert's
-            answer is the same vector for every token, and is computed once. 'all' attends over all audio tokens, as the
-            paper's figure shows.
+        dropout: dropout rate of the attention weights.
+        audio_tokens: 'mean', as published: the mean of the audio tokens is the only key, so an expert's output is the
+            same vector for every token and is computed once. 'all': attend to all audio tokens, as in the paper's
+            figure.
     """
 
     def __init__(
@@ -249,20 +255,21 @@ class SpatialExperts(nn.Module):
         if self.audio_tokens == "mean":
             audio_tokens = audio_tokens.mean(dim=1, keepdim=True)
         value = torch.einsum("nac,edc->nead", audio_tokens, value_weight).unflatten(-1, (heads, -1))  # (N, E, A, h, d)
-        answer = torch.einsum("neahd,echd->neahc", value, self.out_weight.unflatten(-1, (heads, -1)))  # (N, E, A, h, C)
+        out_weight = self.out_weight.unflatten(-1, (heads, -1))  # (E, C, h, d)
+        projected = torch.einsum("neahd,echd->neahc", value, out_weight)  # (N, E, A, h, C)
 
         if self.audio_tokens == "mean" and not (self.training and self.dropout.p):
-            return (routing.weight.to(answer.dtype) @ answer.sum(dim=(2, 3))).to(tokens.dtype)
+            return (routing.weight.to(projected.dtype) @ projected.sum(dim=(2, 3))).to(tokens.dtype)
         if self.audio_tokens == "mean":
-            attention = tokens.new_ones(*tokens.shape[:2], self.in_weight.shape[0], 1, heads)  # softmax over one key
+            attention = tokens.new_ones(*tokens.shape[:2], self.in_weight.shape[0], 1, heads)  # softmax of one key
         else:
             attention = self._attention(tokens, audio_tokens, query_weight, key_weight)
         attention = self.dropout(attention)  # (N, n, E, A, h)
         weighted = routing.weight[..., None, None].to(attention.dtype) * attention
-        return (weighted.flatten(2) @ answer.flatten(1, 3)).to(tokens.dtype)
+        return (weighted.flatten(2) @ projected.flatten(1, 3)).to(tokens.dtype)
 
     def _attention(self, tokens: Tensor, audio_tokens: Tensor, query_weight: Tensor, key_weight: Tensor) -> Tensor:
-        """Attention weights (N, n, E, A, h), with the query matrix folded into the few keys."""
+        """Attention weights (N, n, E, A, h), with the query matrix folded into the keys."""
         heads, channels = self.num_heads, tokens.shape[-1]
         key = torch.einsum("nac,edc->nead", audio_tokens, key_weight).unflatten(-1, (heads, -1))
         folded = torch.einsum("neahd,ehdc->neahc", key, query_weight.unflatten(1, (heads, -1)))
@@ -274,7 +281,7 @@ class MixtureOfExperts(nn.Module):
     """A router and its experts.
 
     Args:
-        router: decides who answers which token.
+        router: weights of the experts for each token.
         experts: ChannelExperts or SpatialExperts.
     """
 

@@ -1,17 +1,18 @@
-"""MoDAT as it was published, in the parts that the model computes in another way: the yardstick of tests and benchmark.
+"""The published formulation of MoDAT: definition and baseline of what the model computes in another way.
 
-`dense_published(model)` gives a second model with the same parameters and the same results, in which
- - tokens travel to experts and back through dense one-hot tensors (N, n, E, capacity), and experts run one by one, each
-   on all its places;
- - the deformable attention is softmax, location arithmetic and grid_sample, step by step;
- - multi-head attention keeps its weights (`need_weights=True`), and so does the picture backbone's;
+`dense_published(model)` returns a second model with the same parameters and the same results, in which
+ - tokens are dispatched to experts and back by dense one-hot tensors (N, n, E, capacity), and experts run one by one on
+   all their slots;
+ - deformable attention is softmax, location arithmetic and grid_sample, step by step;
+ - multi-head attention materialises its weights (`need_weights=True`), also in the image backbone;
  - all Q equal queries are decoded;
- - training keeps the activations and dropout masks of feed-forward blocks;
- - products with the queries are written out before the mask MLP;
- - position encodings and reference points are computed anew in each call.
-Losses, optimizer and everything else are shared, so ratios between the two understate what the published scripts cost.
+ - training stores the activations and dropout masks of feed-forward blocks;
+ - similarities with the queries are materialised before the mask MLP;
+ - positional encodings and reference points are computed in each call.
+Losses, optimizer and everything else are shared, so ratios between the two understate the cost of the published
+scripts.
 
-Notation: N frames, n tokens a frame, E experts, C channels, Q queries.
+Notation: N frames, n tokens per frame, E experts, C channels, Q queries.
 """
 
 import copy
@@ -23,24 +24,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.fusion import CSA, CrossModalMixer, FusionOutput
+from model.fusion import CrossModalMixer, DualAttentionMoE, FusionOutput
 from model.layers.attention import MultiheadAttention
 from model.layers.dropout import Dropout
 from model.layers.position import SinePositionalEncoding, SpatialShapes
 from model.mask_head import MaskPredictor
 from model.moe import ChannelExperts, MixtureOfExperts, SecondChoice, SpatialExperts, Top2Router, counter_uniform
 from model.query_generators import EncoderDecoderGenerator, GeneratedQueries
-from model.transformer import FeedForward, Transformer
+from model.transformer import Encoder, FeedForward
 from ops import MSDeformAttn
 from ops.reference import ms_deform_attn_torch, sampling_locations
 
 
 def dense_published(model: nn.Module) -> nn.Module:
-    """A copy of the model, sharing its parameters and buffers, with its parts replaced by the published formulation."""
+    """A copy of the model in the published formulation, sharing its parameters and buffers."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     dense = copy.deepcopy(model, shared)
     for module in dense.modules():
-        if hasattr(module, "fused_attn"):  # timm's attention; a name that mypy does not know
+        if hasattr(module, "fused_attn"):  # timm's attention; unknown to mypy
             setattr(module, "fused_attn", False)  # noqa: B010
     return _replaced(dense)
 
@@ -56,7 +57,7 @@ def _replaced(module: nn.Module) -> nn.Module:
 
 
 class DenseAttention(nn.Module):
-    """model.layers.attention.MultiheadAttention by PyTorch's multi_head_attention_forward, which forms the weights."""
+    """MultiheadAttention by PyTorch's multi_head_attention_forward, which materialises the weights."""
 
     original: MultiheadAttention
 
@@ -93,7 +94,7 @@ def attention_with_weights(
     dropout: float = 0.0,
     key_mask: Tensor | None = None,
 ) -> Tensor:
-    """What nn.MultiheadAttention does by default: query (N, Q, C) and memory (N, L, C), sequence first inside."""
+    """nn.MultiheadAttention with its defaults, sequence first: query (N, Q, C), memory (N, L, C) -> (N, Q, C)."""
     query, memory = query.transpose(0, 1), memory.transpose(0, 1)
     out, _ = F.multi_head_attention_forward(
         query,
@@ -117,7 +118,7 @@ def attention_with_weights(
 
 
 class DenseDeformableAttention(nn.Module):
-    """MSDeformAttn with softmax, locations and sampling as separate steps over whole tensors."""
+    """MSDeformAttn with softmax, locations and sampling as separate steps on whole tensors."""
 
     original: MSDeformAttn
 
@@ -137,14 +138,14 @@ class DenseDeformableAttention(nn.Module):
 
 
 class FreshPosition(nn.Module):
-    """SinePositionalEncoding computed in each call, every pixel's sines and cosines by themselves."""
+    """SinePositionalEncoding computed in each call, for every pixel separately."""
 
     original: SinePositionalEncoding
 
     def __init__(self, original: SinePositionalEncoding) -> None:
         super().__init__()
         if original.normalize:
-            raise ValueError("the dense reference knows positions in pixels only, not normalize=True")
+            raise ValueError("the dense reference supports positions in pixels only, not normalize=True")
         self.original = original
 
     def forward(self, height: int, width: int, device: torch.device) -> Tensor:
@@ -174,12 +175,12 @@ def fresh_reference_points(shapes: SpatialShapes, device: torch.device) -> Tenso
 
 
 def library_dropout(original: Dropout) -> nn.Dropout:
-    """PyTorch's dropout, which draws one decision at a time on a CPU and keeps them."""
+    """PyTorch's dropout, which draws element by element on a CPU and stores the mask."""
     return nn.Dropout(original.p)
 
 
 class DenseFeedForward(nn.Module):
-    """FeedForward that keeps its hidden activations for the backward pass."""
+    """FeedForward that stores its hidden activations for the backward pass."""
 
     original: FeedForward
 
@@ -195,19 +196,25 @@ class DenseFeedForward(nn.Module):
         return out
 
 
-class DenseTransformer(Transformer):
-    """Transformer with reference points computed in each call."""
+class DenseEncoder(nn.Module):
+    """Encoder with reference points computed in each call."""
 
-    def __init__(self, original: Transformer) -> None:
-        super().__init__(list(original.encoder_layers), list(original.decoder_layers))  # type: ignore[arg-type]
+    original: Encoder
 
-    def points(self, shapes: SpatialShapes, device: torch.device) -> Tensor:
+    def __init__(self, original: Encoder) -> None:
+        super().__init__()
+        self.original = original
+
+    def forward(self, tokens: Tensor, position: Tensor, shapes: SpatialShapes) -> Tensor:
         """As the original."""
-        return fresh_reference_points(shapes, device)
+        points = fresh_reference_points(shapes, tokens.device)
+        for layer in self.original.layers:
+            tokens = layer(tokens, position, points, shapes)
+        return tokens
 
 
 class DenseQueryGenerator(nn.Module):
-    """EncoderDecoderGenerator that decodes all Q queries, equal as they are."""
+    """EncoderDecoderGenerator that decodes all Q (equal) queries."""
 
     original: EncoderDecoderGenerator
 
@@ -218,8 +225,8 @@ class DenseQueryGenerator(nn.Module):
     def forward(self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None) -> GeneratedQueries:
         """As the original."""
         o = self.original
-        audio_tokens = audio if o.early_fusion is None else o.early_fusion(audio, features, frame_mask)
-        queries = audio.repeat(1, o.query_num, 1) if o.query is None else audio + o.query.weight
+        audio_tokens = audio if o.av_fusion is None else o.av_fusion(audio, features, frame_mask)
+        queries = audio.repeat(1, o.num_queries, 1) if o.query is None else audio + o.query.weight
         outputs = []
         for layer in o.decoder:
             queries = layer(queries, audio_tokens)
@@ -228,7 +235,7 @@ class DenseQueryGenerator(nn.Module):
 
 
 class DenseMaskPredictor(nn.Module):
-    """MaskPredictor with the products (N, Q, H, W) written out, and its MLP as 1x1 convolutions over them."""
+    """MaskPredictor with materialised similarities (N, Q, H, W) and its MLP as 1x1 convolutions."""
 
     original: MaskPredictor
 
@@ -239,18 +246,18 @@ class DenseMaskPredictor(nn.Module):
     def forward(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         """As the original."""
         o = self.original
-        answered = torch.einsum("nqc,nchw->nqhw", queries, mask_feature)
+        hidden = torch.einsum("nqc,nchw->nqhw", queries, mask_feature)
         for number, module in enumerate(o.layers):
             layer = cast(nn.Linear, module)
-            answered = F.conv2d(answered, layer.weight[..., None, None], layer.bias)
+            hidden = F.conv2d(hidden, layer.weight[..., None, None], layer.bias)
             if number + 1 < len(o.layers):
-                answered = F.relu(answered)
-        fine = F.interpolate(o.reduce(answered + mask_feature), scale_factor=float(o.scale_factor), mode="bilinear")
+                hidden = F.relu(hidden)
+        fine = F.interpolate(o.reduce(hidden + mask_feature), scale_factor=float(o.scale_factor), mode="bilinear")
         return o.classify(F.relu(o.refine(fine)))
 
 
 class EagerMixer(nn.Module):
-    """AVSegFormer's CrossModalMixer with its attention weights formed."""
+    """AVSegFormer's CrossModalMixer with materialised attention weights."""
 
     original: CrossModalMixer
 
@@ -269,7 +276,7 @@ class EagerMixer(nn.Module):
 
 
 def _eager_attention(query: Tensor, key_value: Tensor, num_heads: int) -> Tensor:
-    """Query (N, 1, C) and stacked keys and values (N, L, 2 C) -> (N, 1, C)."""
+    """Query (N, 1, C), keys and values (N, L, 2 C) -> (N, 1, C)."""
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, *key_value.chunk(2, dim=-1)))
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (N, h, 1, L)
     return (weights @ v).transpose(1, 2).flatten(2)
@@ -279,11 +286,11 @@ def dense_routing(router: Top2Router, tokens: Tensor, *, training: bool) -> tupl
     """Top-2 routing of tokens (N, n, C) as one-hot tensors.
 
     Returns:
-        dispatch (N, n, E, capacity) of 0 and 1, combine of the same shape with the gates, and the balance loss.
+        dispatch (N, n, E, capacity) of 0 and 1, combine of the same shape with the gates, balance loss (scalar).
     """
     choice = router.train_choice if training else router.evaluation_choice
     experts, n = router.weight.shape[1], tokens.shape[1]
-    capacity = max(4, min(n, int(n * choice.capacity_factor / experts)))
+    capacity = max(choice.min_capacity, min(n, int(n * choice.capacity_factor / experts)))
     gates = (tokens.float() @ router.weight.float()).softmax(-1)  # (N, n, E)
 
     index_1 = gates.argmax(-1)
@@ -298,15 +305,15 @@ def dense_routing(router: Top2Router, tokens: Tensor, *, training: bool) -> tupl
     balance = (mask_1.mean(1) * gates.mean(1)).mean() * float(experts**2) * router.balance_coef
     mask_2 = mask_2 * _second_kept(choice, gate_2, router.seed, training)[..., None]
 
-    place_1 = (mask_1.cumsum(1) - mask_1) * mask_1  # (N, n, E): how many came before
-    mask_1 = mask_1 * (place_1 < capacity)
-    place_2 = (mask_2.cumsum(1) - mask_2 + mask_1.sum(1, keepdim=True)) * mask_2
-    mask_2 = mask_2 * (place_2 < capacity)
+    slot_1 = (mask_1.cumsum(1) - mask_1) * mask_1  # (N, n, E), tokens before this one
+    mask_1 = mask_1 * (slot_1 < capacity)
+    slot_2 = (mask_2.cumsum(1) - mask_2 + mask_1.sum(1, keepdim=True)) * mask_2
+    mask_2 = mask_2 * (slot_2 < capacity)
 
     combine = torch.zeros((), device=tokens.device)
-    for gate, index, mask, place in ((gate_1, index_1, mask_1, place_1), (gate_2, index_2, mask_2, place_2)):
+    for gate, index, mask, slot in ((gate_1, index_1, mask_1, slot_1), (gate_2, index_2, mask_2, slot_2)):
         kept = mask.sum(-1)  # (N, n)
-        position = ((place * mask).sum(-1) * kept).long()
+        position = ((slot * mask).sum(-1) * kept).long()
         combine = combine + (
             (gate * kept)[..., None, None]
             * F.one_hot(index, experts)[..., None]
@@ -316,7 +323,7 @@ def dense_routing(router: Top2Router, tokens: Tensor, *, training: bool) -> tupl
 
 
 def _second_kept(choice: SecondChoice, share: Tensor, seed: int, training: bool) -> Tensor:
-    """Which second choices (N, n) the policy keeps, as floats."""
+    """Second choices (N, n) that the policy keeps, as floats."""
     if choice.policy == "all":
         return torch.ones_like(share)
     if choice.policy == "none":
@@ -328,7 +335,7 @@ def _second_kept(choice: SecondChoice, share: Tensor, seed: int, training: bool)
 
 
 class DenseMixture(nn.Module):
-    """MixtureOfExperts by dense dispatch: each expert takes all its places, filled or empty, one after another."""
+    """MixtureOfExperts by dense dispatch: the experts run one after another on all their slots, filled or empty."""
 
     router: Top2Router
     experts: ChannelExperts | SpatialExperts
@@ -338,55 +345,56 @@ class DenseMixture(nn.Module):
         self.router = original.router
         self.experts = cast(ChannelExperts | SpatialExperts, original.experts)
         if isinstance(self.experts, ChannelExperts) and not self.experts.pad_capacity:
-            raise ValueError("the dense reference pads experts with empty places; pad_capacity=False has none")
+            raise ValueError("the dense reference pads experts with empty slots; pad_capacity=False is not supported")
 
     def forward(self, tokens: Tensor, audio_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """As the original."""
         dispatch, combine, balance = dense_routing(self.router, tokens, training=self.training)
-        places = torch.einsum("nkc,nkep->enpc", tokens, dispatch)  # (E, N, capacity, C)
+        slots = torch.einsum("nkc,nkep->enpc", tokens, dispatch)  # (E, N, capacity, C)
         audio = audio_tokens.mean(dim=1, keepdim=True)
         if isinstance(self.experts, SpatialExperts) and self.experts.audio_tokens == "all":
             audio = audio_tokens
         if isinstance(self.experts, ChannelExperts):
-            answers = _channel_answers(self.experts, places, audio)
+            outputs = _channel_outputs(self.experts, slots, audio)
         else:
-            answers = _spatial_answers(self.experts, places, audio)
-        return torch.einsum("enpc,nkep->nkc", torch.stack(answers), combine), balance
+            outputs = _spatial_outputs(self.experts, slots, audio)
+        return torch.einsum("enpc,nkep->nkc", torch.stack(outputs), combine), balance
 
 
-def _channel_answers(experts: ChannelExperts, places: Tensor, audio: Tensor) -> list[Tensor]:
-    """Each expert's places (E, N, capacity, C) times its gates, with q, k and v of every place."""
-    # Unbinding costs one stack in the backward pass; indexing would cost a stack of zeros for each expert.
+def _channel_outputs(experts: ChannelExperts, slots: Tensor, audio: Tensor) -> list[Tensor]:
+    """Each expert's slots (E, N, capacity, C) times its gates, with q, k and v of every slot."""
+    # The gradient of unbind is one stack; indexing would allocate a stack of zeros per expert.
     weights = (experts.query_weight, experts.key_value_weight, experts.out_weight, experts.out_bias)
-    answers = []
-    for tokens, query, key_value, out, bias in zip(places, *(weight.unbind(0) for weight in weights), strict=True):
+    outputs = []
+    for tokens, query, key_value, out, bias in zip(slots, *(weight.unbind(0) for weight in weights), strict=True):
         attended = _eager_attention(F.linear(audio, query), F.linear(tokens, key_value), experts.num_heads)
-        answers.append(tokens * torch.sigmoid(experts.dropout(F.linear(attended, out, bias))))
-    return answers
+        outputs.append(tokens * torch.sigmoid(experts.dropout(F.linear(attended, out, bias))))
+    return outputs
 
 
-def _spatial_answers(experts: SpatialExperts, places: Tensor, audio: Tensor) -> list[Tensor]:
-    """Each expert's attention from its places (E, N, capacity, C) to the sound, as published a softmax over one key."""
+def _spatial_outputs(experts: SpatialExperts, slots: Tensor, audio: Tensor) -> list[Tensor]:
+    """Each expert's attention from its slots (E, N, capacity, C) to the audio, as published a softmax of one key."""
     dropout = experts.dropout.p if experts.training else 0.0
-    weights = zip(places, experts.in_weight.unbind(0), experts.out_weight.unbind(0), strict=True)
+    weights = zip(slots, experts.in_weight.unbind(0), experts.out_weight.unbind(0), strict=True)
     return [
         attention_with_weights(tokens, audio, experts.num_heads, w_in, None, w_out, None, dropout=dropout)
         for tokens, w_in, w_out in weights
     ]
 
 
-class DenseCSA(nn.Module):
-    """CSA over DenseMixtures, with the two branches weighed by two convolutions and a softmax."""
+class DenseDualAttentionMoE(nn.Module):
+    """DualAttentionMoE of DenseMixtures, with the branches weighted by two convolutions and a softmax."""
 
-    def __init__(self, original: CSA) -> None:
+    def __init__(self, original: DualAttentionMoE) -> None:
         super().__init__()
-        self.position, self.channel, self.spatial = original.position, original.channel, original.spatial
+        self.positional_encoding = original.positional_encoding
+        self.channel, self.spatial = original.channel, original.spatial
         self.branch_score = original.branch_score
 
     def forward(self, mask_feature: Tensor, audio_tokens: Tensor) -> FusionOutput:
         """As the original."""
         height, width = mask_feature.shape[-2:]
-        position = self.position(height, width, mask_feature.device).to(mask_feature.dtype)
+        position = self.positional_encoding(height, width, mask_feature.device).to(mask_feature.dtype)
         tokens = mask_feature.flatten(2).transpose(1, 2) + position
         outputs, losses = zip(
             *(branch(tokens, audio_tokens) for branch in (self.channel, self.spatial) if branch is not None),
@@ -409,17 +417,17 @@ _DENSE: dict[type[nn.Module], Callable[..., nn.Module]] = {
     MultiheadAttention: DenseAttention,
     MSDeformAttn: DenseDeformableAttention,
     SinePositionalEncoding: FreshPosition,
-    Transformer: DenseTransformer,
+    Encoder: DenseEncoder,
     EncoderDecoderGenerator: DenseQueryGenerator,
     MaskPredictor: DenseMaskPredictor,
     CrossModalMixer: EagerMixer,
     MixtureOfExperts: DenseMixture,
-    CSA: DenseCSA,
+    DualAttentionMoE: DenseDualAttentionMoE,
 }
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what was expected, in float64."""
+    """Norm of the difference over the norm of `expected`, in float64."""
     found, expected = found.double(), expected.double()
     scale = float(expected.norm())
     difference = float((found - expected).norm())

@@ -1,6 +1,6 @@
-"""The transformer: deformable self-attention over the picture's scales, then queries that attend to the result."""
+"""The transformer: an encoder of the pixels by deformable attention, and a decoder of the queries."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +9,9 @@ from torch import Tensor, nn
 from model.layers.attention import MultiheadAttention
 from model.layers.dropout import Dropout
 from model.layers.position import SpatialShapes, reference_points
-from model.layers.recompute import recomputed
+from model.layers.recompute import recompute
 from ops import MSDeformAttn
-from utils.registry import TRANSFORMER_LAYERS, TRANSFORMERS
-
-
-class TransformerOutput(NamedTuple):
-    """Memory (N, L, C) of the encoder and queries (A, Q, C) of the decoder, A = N where all frames are answered."""
-
-    memory: Tensor
-    queries: Tensor
+from utils.registry import MODELS
 
 
 class FeedForward(nn.Module):
@@ -27,7 +20,7 @@ class FeedForward(nn.Module):
     Args:
         embed_dim: C.
         ffn_dim: hidden width.
-        dropout: probability.
+        dropout: rate.
     """
 
     def __init__(self, embed_dim: int, ffn_dim: int, dropout: float) -> None:
@@ -39,9 +32,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        # GELU and dropout cost less than keeping their results; a compiler makes that choice itself.
-        again = self.training and not torch.compiler.is_compiling()
-        out = recomputed(self._from_hidden, self.linear1(x), enable=again)
+        # GELU and dropout are cheaper to recompute than to store; a compiler decides this itself.
+        use_checkpoint = self.training and not torch.compiler.is_compiling()
+        out = recompute(self._from_hidden, self.linear1(x), enable=use_checkpoint)
         return self.norm(x + self.dropout(out))
 
     def _from_hidden(self, hidden: Tensor) -> Tensor:
@@ -49,22 +42,22 @@ class FeedForward(nn.Module):
         return out
 
 
-@TRANSFORMER_LAYERS.register_module()
+@MODELS.register_module()
 class EncoderLayer(nn.Module):
-    """Multi-scale deformable self-attention (Zhu et al., 2021) and a feed-forward block.
+    """Multi-scale deformable self-attention (Deformable DETR, Zhu et al., 2021) and a feed-forward block.
 
     Args:
-        dim: C.
+        embed_dim: C.
         ffn_dim: width of the feed-forward block.
-        dropout: probability.
+        dropout: rate.
         num_levels: scales.
         num_heads: attention heads.
-        num_points: sampling points a head and scale.
+        num_points: sampling points per head and scale.
     """
 
     def __init__(
         self,
-        dim: int = 256,
+        embed_dim: int = 256,
         ffn_dim: int = 2048,
         dropout: float = 0.1,
         num_levels: int = 3,
@@ -72,10 +65,10 @@ class EncoderLayer(nn.Module):
         num_points: int = 4,
     ) -> None:
         super().__init__()
-        self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points)
-        self.norm = nn.LayerNorm(dim)
+        self.self_attn = MSDeformAttn(embed_dim, num_levels, num_heads, num_points)
+        self.norm = nn.LayerNorm(embed_dim)
         self.dropout = Dropout(dropout)
-        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout)
 
     def forward(self, x: Tensor, position: Tensor, points: Tensor, shapes: SpatialShapes) -> Tensor:
         """Tokens (N, L, C), position (L, C), reference points (L, 2) -> tokens (N, L, C)."""
@@ -83,25 +76,25 @@ class EncoderLayer(nn.Module):
         return self.ffn(x)
 
 
-@TRANSFORMER_LAYERS.register_module()
+@MODELS.register_module()
 class DecoderLayer(nn.Module):
     """Self-attention of the queries, full cross-attention to the memory, and a feed-forward block.
 
     Args:
-        dim: C.
+        embed_dim: C.
         ffn_dim: width of the feed-forward block.
-        dropout: probability, of attention weights too.
+        dropout: rate, also of the attention weights.
         num_heads: attention heads.
     """
 
-    def __init__(self, dim: int = 256, ffn_dim: int = 2048, dropout: float = 0.1, num_heads: int = 8) -> None:
+    def __init__(self, embed_dim: int = 256, ffn_dim: int = 2048, dropout: float = 0.1, num_heads: int = 8) -> None:
         super().__init__()
-        self.self_attn = MultiheadAttention(dim, num_heads, dropout=dropout)
-        self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn = MultiheadAttention(dim, num_heads, dropout=dropout)
-        self.norm2 = nn.LayerNorm(dim)
+        self.self_attn = MultiheadAttention(embed_dim, num_heads, dropout=dropout)
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.cross_attn = MultiheadAttention(embed_dim, num_heads, dropout=dropout)
+        self.norm2 = nn.LayerNorm(embed_dim)
         self.dropout = Dropout(dropout)
-        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout)
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Queries (N, Q, C) and memory (N, L, C) -> queries (N, Q, C)."""
@@ -110,48 +103,68 @@ class DecoderLayer(nn.Module):
         return self.ffn(queries)
 
 
-@TRANSFORMERS.register_module(name=["Transformer", "AVSTransformer"])
+class Encoder(nn.Module):
+    """Encoder layers over the pixels of all levels.
+
+    Args:
+        layers: EncoderLayer modules, in order.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.use_checkpoint = False
+
+    def forward(self, tokens: Tensor, position: Tensor, shapes: SpatialShapes) -> Tensor:
+        """Encode the pixels.
+
+        Args:
+            tokens: pixels, level by level, row by row, (N, L, C).
+            position: position and level encoding of each pixel, (L, C).
+            shapes: (H, W) of each level.
+
+        Returns:
+            The memory, (N, L, C).
+        """
+        points = reference_points(shapes, tokens.device)
+        for layer in self.layers:
+            tokens = recompute(layer, tokens, position, points, shapes, enable=self.use_checkpoint and self.training)
+        return tokens
+
+
+class Decoder(nn.Module):
+    """Decoder layers over the queries.
+
+    Args:
+        layers: DecoderLayer modules, in order.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.use_checkpoint = False
+
+    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """Queries (N, Q, C) and memory (N, L, C) -> queries (N, Q, C)."""
+        for layer in self.layers:
+            queries = recompute(layer, queries, memory, enable=self.use_checkpoint and self.training)
+        return queries
+
+
+@MODELS.register_module()
 class Transformer(nn.Module):
-    """Encoder over the pixels of all scales and decoder of the queries.
+    """An encoder of the pixels and a decoder of the queries; the head runs the fusion block between the two.
 
     Args:
         encoder_layers: EncoderLayer modules, in order.
         decoder_layers: DecoderLayer modules, in order.
+
+    Attributes:
+        encoder: tokens, position, shapes -> memory; see Encoder.
+        decoder: queries, memory -> queries; see Decoder.
     """
 
-    def __init__(self, encoder_layers: list[EncoderLayer], decoder_layers: list[DecoderLayer]) -> None:
+    def __init__(self, encoder_layers: Sequence[nn.Module], decoder_layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.encoder_layers = nn.ModuleList(encoder_layers)
-        self.decoder_layers = nn.ModuleList(decoder_layers)
-        self.checkpointing = False
-
-    def forward(
-        self,
-        queries: Tensor,
-        tokens: Tensor,
-        position: Tensor,
-        shapes: SpatialShapes,
-        answered: Tensor | None = None,
-    ) -> TransformerOutput:
-        """Encode the pixels and decode the queries.
-
-        Args:
-            queries: (A, Q, C).
-            tokens: pixels of all scales, level by level, row by row, (N, L, C).
-            position: position and level of each pixel, (L, C).
-            shapes: (H, W) of each level.
-            answered: (A,), indices of the frames that the queries ask; None: all, A = N.
-        """
-        points = self.points(shapes, tokens.device)
-        again = self.checkpointing and self.training
-        memory = tokens
-        for layer in self.encoder_layers:
-            memory = recomputed(layer, memory, position, points, shapes, enable=again)
-        asked = memory if answered is None else memory[answered]
-        for layer in self.decoder_layers:
-            queries = recomputed(layer, queries, asked, enable=again)
-        return TransformerOutput(memory, queries)
-
-    def points(self, shapes: SpatialShapes, device: torch.device) -> Tensor:
-        """Reference points (L, 2) of the pixels."""
-        return reference_points(shapes, device)
+        self.encoder = Encoder(encoder_layers)
+        self.decoder = Decoder(decoder_layers)

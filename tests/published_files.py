@@ -1,5 +1,6 @@
-"""The nine published config files and four published checkpoints, made again from what is known of them."""
+"""The nine published config files and four published checkpoints, reconstructed."""
 
+import copy
 import json
 from pathlib import Path
 from pprint import pformat
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from tests.reference.fill import published_state_dict
+from utils.published import translate
 
 REFERENCE = Path(__file__).parent / "reference"
 TASKS = ("s4", "ms3", "avss")
@@ -111,13 +113,12 @@ def write_config(sections: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def without_weights(model: dict[str, Any]) -> dict[str, Any]:
-    """A `model` section that starts from random weights."""
-    return {
-        **model,
-        "backbone": {**model["backbone"], "init_weights_path": None},
-        "vggish": {**model["vggish"], "pretrained_vggish_model_path": None},
-    }
+def published_model_config(model: str, backbone: str, task: str) -> dict[str, Any]:
+    """The `model` section of one published config file, in our terms."""
+    sections = copy.deepcopy(published_config(model, backbone, task))
+    translate(sections)
+    translated: dict[str, Any] = sections["model"]
+    return translated
 
 
 def published_weights(model: str, backbone: str, num_classes: int, seed: int = 0) -> dict[str, torch.Tensor]:

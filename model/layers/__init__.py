@@ -1,1 +1,1 @@
-"""Layers that the boxes of the figure share, and the few kernels that make them fast."""
+"""Layers that several modules share: attention, position, dropout, recomputation, upsampling, initialisation."""

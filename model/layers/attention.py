@@ -5,21 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers.dropout import Dropout
-from model.layers.recompute import recomputed
+from model.layers.recompute import recompute
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head attention (Vaswani et al., 2017) over the fused kernel, which never materialises its weights.
+    """Multi-head attention (Vaswani et al., 2017) by the fused kernel, without materialised attention weights.
 
-    The parameters carry the names and layout of `torch.nn.MultiheadAttention`; the computation keeps the batch first
-    and hands strided views to the kernel. Training with dropout on a CPU forms the weights, and once more in the
-    backward pass.
+    Parameters have the names and layout of `torch.nn.MultiheadAttention`; tensors are batch first. Only training with
+    dropout on a CPU materialises the attention weights, and recomputes them in the backward pass.
 
     Args:
         embed_dim: C.
-        num_heads: heads, a divisor of C.
+        num_heads: attention heads, a divisor of C.
         bias: whether the four projections have biases.
-        dropout: probability at which attention weights are dropped in training.
+        dropout: dropout rate of the attention weights.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, *, bias: bool = True, dropout: float = 0.0) -> None:
@@ -39,8 +38,8 @@ class MultiheadAttention(nn.Module):
 
         Args:
             query: (N, Q, C).
-            memory: keys and values (N, L, C); the queries themselves when None.
-            key_mask: (N, L) bool, False where a key must not be seen.
+            memory: keys and values (N, L, C); None for self-attention.
+            key_mask: (N, L) bool, False for keys to ignore.
 
         Returns:
             (N, Q, C).
@@ -63,11 +62,11 @@ class MultiheadAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         rate = self.dropout.p if self.training else 0.0
         if rate and query.device.type == "cpu" and not torch.compiler.is_compiling():
-            return recomputed(self._attend_by_weights, query, key, value, mask)
+            return recompute(self._attend_with_weights, query, key, value, mask)
         return F.scaled_dot_product_attention(query, key, value, mask, rate)
 
-    def _attend_by_weights(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        # The fused kernel knows no dropout on a CPU; what PyTorch falls back to draws its masks slowly.
+    def _attend_with_weights(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        # On a CPU the fused kernel has no dropout, and PyTorch's fallback draws its masks slowly.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
@@ -78,6 +77,6 @@ class MultiheadAttention(nn.Module):
 
 
 def check_heads(embed_dim: int, num_heads: int) -> None:
-    """Raise ValueError where C is no multiple of the number of heads."""
+    """Raise ValueError unless C is a multiple of the number of heads."""
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")

@@ -1,4 +1,4 @@
-"""Tensors that follow from sizes alone."""
+"""Tensors that depend on sizes only."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -10,19 +10,19 @@ from torch import Tensor
 P = ParamSpec("P")
 
 
-def made_once(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Decorator: keep what a function makes of its arguments, for the next call with the same ones.
+def cached_constant(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Decorator: cache the tensor that a function computes from its (hashable) arguments.
 
-    A compiler folds the few lines into its kernels; in eager mode a table lookup is cheaper.
+    When compiling, the cache is bypassed: the compiler folds the computation into its kernels.
     """
 
     @lru_cache(maxsize=32)
-    def kept(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        with torch.inference_mode(False):  # training meets this tensor too, and may not save an inference tensor
+    def cached(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.inference_mode(False):  # the cached tensor is used in training too, which cannot save inference ones
             return make(*args, **kwargs)
 
     @wraps(make)
-    def made(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        return make(*args, **kwargs) if torch.compiler.is_compiling() else kept(*args, **kwargs)  # type: ignore[arg-type]
+    def constant(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return make(*args, **kwargs) if torch.compiler.is_compiling() else cached(*args, **kwargs)  # type: ignore[arg-type]
 
-    return made
+    return constant

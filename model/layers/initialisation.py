@@ -1,4 +1,4 @@
-"""How the layers behind the backbones start."""
+"""Initialisation of the layers behind the backbones."""
 
 from torch import Tensor, nn
 
@@ -6,10 +6,10 @@ from ops import MSDeformAttn
 
 
 def initialise(module: nn.Module) -> None:
-    """Xavier-uniform matrices (Glorot & Bengio, 2010), and the deformable attention's own start.
+    """Initialise matrices Xavier-uniform (Glorot & Bengio, 2010), deformable attention as in Deformable DETR.
 
-    A convolution counts as one matrix with its receptive field in the fans; a stack of expert matrices (E, out, in) as
-    E matrices; vectors keep what their layer gave them.
+    A convolution counts as one matrix with its receptive field in the fans, a stack of expert matrices (E, out, in) as
+    E matrices. Vectors keep their layer's default.
     """
     for child in module.modules():
         for parameter in child.parameters(recurse=False):

@@ -1,25 +1,25 @@
-"""Where a pixel is: sine position encodings and reference points."""
+"""Sine positional encodings and reference points."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from model.layers.constants import made_once
-from utils.registry import POSITIONAL_ENCODINGS
+from model.layers.constants import cached_constant
+from utils.registry import MODELS
 
 SpatialShapes = tuple[tuple[int, int], ...]
 
 
-@POSITIONAL_ENCODINGS.register_module()
+@MODELS.register_module()
 class SinePositionalEncoding(nn.Module):
-    """Sines and cosines of a pixel's row and column (Carion et al., 2020), not learned.
+    """Sines and cosines of a pixel's row and column (DETR, Carion et al., 2020), not learned.
 
     Args:
-        num_feats: features an axis; a pixel gets `2 * num_feats` of them, rows before columns.
-        temperature: ratio between the longest and the shortest wave length.
-        normalize: measure positions in `scale` per picture instead of in pixels.
-        scale: only with `normalize`.
+        num_feats: features per axis; a pixel has `2 * num_feats`, rows before columns.
+        temperature: ratio of the longest to the shortest wavelength.
+        normalize: scale positions to (0, `scale`] instead of counting pixels.
+        scale: see `normalize`.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class SinePositionalEncoding(nn.Module):
         self.scale = scale
 
     def forward(self, height: int, width: int, device: torch.device) -> Tensor:
-        """The encoding of each pixel of an H x W map as tokens (H * W, 2 * num_feats), float32, row by row."""
+        """Encode the pixels of an H x W map, row by row: (H * W, 2 * num_feats), float32."""
         scale = self.scale if self.normalize else None
         return _sine_tokens(height, width, self.num_feats, self.temperature, scale, device)
 
 
-@made_once
+@cached_constant
 def reference_points(shapes: SpatialShapes, device: torch.device) -> Tensor:
-    """The centre of each pixel of each level as (L, 2) x, y in [0, 1], float32, level by level, row by row."""
+    """Pixel centres (x, y) in [0, 1], level by level, row by row: (L, 2), float32."""
     levels = []
     for height, width in shapes:
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
@@ -52,7 +52,7 @@ def reference_points(shapes: SpatialShapes, device: torch.device) -> Tensor:
     return torch.cat(levels)
 
 
-@made_once
+@cached_constant
 def _sine_tokens(
     height: int, width: int, num_feats: int, temperature: float, scale: float | None, device: torch.device
 ) -> Tensor:
@@ -69,5 +69,5 @@ def _axis(length: int, num_feats: int, temperature: float, scale: float | None, 
     if scale is not None:
         position = position / (length + 1e-6) * scale
     exponent = torch.arange(num_feats, dtype=torch.float32, device=device).div(2, rounding_mode="floor") * 2 / num_feats
-    angle = position[:, None] / temperature**exponent  # (length, F): a sine and a cosine share each wave length
+    angle = position[:, None] / temperature**exponent  # (length, F), wavelengths in pairs
     return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=-1).flatten(1)

@@ -1,4 +1,4 @@
-"""Activations that are made anew in the backward pass instead of being kept."""
+"""Activation checkpointing: recompute activations in the backward pass instead of storing them."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -8,22 +8,24 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 Out = TypeVar("Out")
-_within: ContextVar[bool] = ContextVar("within", default=False)
+_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
 
 
-def recomputed(function: Callable[..., Out], *inputs: object, enable: bool = True) -> Out:
-    """Call a function, keeping nothing for the backward pass but its inputs.
+def recompute(function: Callable[..., Out], *inputs: object, enable: bool = True) -> Out:
+    """Call a function and store only its inputs for the backward pass.
 
-    The backward pass computes it again, with the same random draws, up to the last tensor that a gradient needs: a
-    product at its end, of which only the factors are needed, is not done twice. What is recomputed as part of something
-    larger is not recomputed once more by itself.
+    The backward pass runs the function again with the same random draws, up to the last tensor that a gradient needs (a
+    final matrix product needs only its factors). Nested calls are recomputed once, as part of the outermost one.
 
     Args:
-        function: of tensors and other things.
+        function: of tensors and other arguments.
         inputs: its arguments.
-        enable: False calls the function as it is.
+        enable: False calls the function directly.
+
+    Returns:
+        The function's output.
     """
-    if not enable or not torch.is_grad_enabled() or _within.get():
+    if not enable or not torch.is_grad_enabled() or _recomputing.get():
         return function(*inputs)
     call = function if torch.compiler.is_compiling() else _outermost(function)
     out: Out = checkpoint(call, *inputs, use_reentrant=False)
@@ -32,10 +34,10 @@ def recomputed(function: Callable[..., Out], *inputs: object, enable: bool = Tru
 
 def _outermost(function: Callable[..., Out]) -> Callable[..., Out]:
     def call(*inputs: object) -> Out:
-        token = _within.set(True)
+        token = _recomputing.set(True)
         try:
             return function(*inputs)
         finally:
-            _within.reset(token)
+            _recomputing.reset(token)
 
     return call

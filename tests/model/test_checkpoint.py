@@ -11,16 +11,15 @@ import torch
 from model import build_model
 from model.checkpoint import (
     is_published,
-    load_backbone,
-    load_pca,
     load_weights,
     read_state_dict,
     save_weights,
     to_ours,
     to_published,
 )
+from model.pretrained import load_backbone, load_pca, load_pretrained
 from scripts import convert_checkpoint
-from tests.model.test_contract import MODELS, tiny
+from tests.support import VARIANTS, tiny
 from utils.errors import CheckpointError
 
 
@@ -32,7 +31,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("backbone", ["pvt_v2_b0", "res50"])
 @pytest.mark.parametrize("name", ["modat", "attention", "four levels", "channel", "spatial", "repeat"])
 def test_our_weights_survive_published_names(name: str, backbone: str) -> None:
-    weights = build_model(tiny(MODELS[name], backbone)).state_dict()
+    weights = build_model(tiny(VARIANTS[name], backbone)).state_dict()
     published = to_published(weights)
     assert is_published(published) and not is_published(weights)
     assert same(to_ours(published), dict(weights))
@@ -42,7 +41,7 @@ def test_our_weights_survive_published_names(name: str, backbone: str) -> None:
     "wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {f"module.{k}": v for k, v in w.items()}]
 )
 def test_a_file_of_either_names_loads(tmp_path: Path, wrap) -> None:  # type: ignore[no-untyped-def]
-    source, target = (build_model(tiny(MODELS["modat"])) for _ in range(2))
+    source, target = (build_model(tiny(VARIANTS["modat"])) for _ in range(2))
     for rename in (dict, to_published):
         torch.save(wrap(rename(source.state_dict())), tmp_path / "weights.pth")
         torch.nn.init.zeros_(target.audio_proj.weight)
@@ -51,7 +50,7 @@ def test_a_file_of_either_names_loads(tmp_path: Path, wrap) -> None:  # type: ig
 
 
 def test_unused_published_tensors_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    model = build_model(tiny(MODELS["modat"]))
+    model = build_model(tiny(VARIANTS["modat"]))
     weights = to_published(model.state_dict()) | {
         "head.fpn.up1.1.weight": torch.zeros(1),
         "head.attn_fc.0.bias": torch.zeros(1),
@@ -83,7 +82,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_published_file_that_does_not_fit_is_told_why_and_loads_nothing(fault: str) -> None:
     change, message = FAULTS[fault]
-    model = build_model(tiny(MODELS["modat"]))
+    model = build_model(tiny(VARIANTS["modat"]))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights = {name: tensor + 1 for name, tensor in to_published(before).items()}
     change(weights)
@@ -127,7 +126,7 @@ def test_damaged_and_absent_files_are_named(tmp_path: Path) -> None:
 
 
 def test_the_script_converts_both_ways_and_formats(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    weights = build_model(tiny(MODELS["modat"])).state_dict()
+    weights = build_model(tiny(VARIANTS["modat"])).state_dict()
     ours, published, back = tmp_path / "ours.safetensors", tmp_path / "published.pth", tmp_path / "back.pth"
     save_weights(weights, ours)
     assert convert_checkpoint.main([str(ours), str(published), "--to", "published"]) == 0
@@ -138,7 +137,7 @@ def test_the_script_converts_both_ways_and_formats(tmp_path: Path, capsys: pytes
     assert same(read_state_dict(back), dict(weights))
     save_weights({"x": torch.zeros(1)}, ours)
     assert convert_checkpoint.main([str(ours), str(back)]) == 2
-    assert "is no checkpoint of MoDAT" in capsys.readouterr().err
+    assert "is not a checkpoint of MoDAT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("backbone", ["pvt_v2_b0", "res50"])
@@ -146,24 +145,25 @@ def test_pretrained_files_as_handed_out_load(tmp_path: Path, backbone: str) -> N
     """Names as in AVSBench's files: without prefix, ResNet's stages by torchvision's names, classifiers on."""
     source = build_model(tiny({}, backbone))
     published = to_published(source.state_dict())
-    picture = {
+    image = {
         name.removeprefix("backbone.").replace("layer3_1", "layer3").replace("layer4_1", "layer4"): tensor
         for name, tensor in published.items()
         if name.startswith("backbone.")
     }
-    sound = {name.removeprefix("vggish."): tensor for name, tensor in published.items() if name.startswith("vggish.")}
-    torch.save(picture | {"head.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, tmp_path / "picture.pth")
-    torch.save(sound, tmp_path / "sound.pth")
+    audio = {name.removeprefix("vggish."): tensor for name, tensor in published.items() if name.startswith("vggish.")}
+    torch.save(image | {"head.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, tmp_path / "image.pth")
+    torch.save(audio, tmp_path / "audio.pth")
     cfg = tiny({}, backbone)
-    cfg["backbone"]["init_weights_path"] = tmp_path / "picture.pth"
-    cfg["vggish"]["pretrained_vggish_model_path"] = tmp_path / "sound.pth"
+    cfg["backbone"]["weights"] = tmp_path / "image.pth"
+    cfg["audio_encoder"]["weights"] = tmp_path / "audio.pth"
     loaded = build_model(cfg)
-    for part in ("backbone", "vggish"):
+    load_pretrained(loaded, cfg)
+    for part in ("backbone", "audio_encoder"):
         assert same(dict(getattr(source, part).state_dict()), dict(getattr(loaded, part).state_dict()))
-    del picture[next(iter(picture))]
-    torch.save(picture, tmp_path / "picture.pth")
-    with pytest.raises(CheckpointError, match=r"picture\.pth does not fit the model: 1 missing"):
-        build_model(cfg)
+    del image[next(iter(image))]
+    torch.save(image, tmp_path / "image.pth")
+    with pytest.raises(CheckpointError, match=r"image\.pth does not fit the model: 1 missing"):
+        load_pretrained(loaded, cfg)
 
 
 def test_timms_own_file_loads_into_its_feature_maps(tmp_path: Path) -> None:
@@ -190,12 +190,14 @@ def test_pca_rotates_clips_and_rounds(tmp_path: Path) -> None:
     vectors, means = np.random.default_rng(0).normal(size=(128, 128)) / 12, np.full((128, 1), 0.25)
     torch.save({"pca_eigen_vectors": vectors, "pca_means": means}, tmp_path / "pca.pth")
     cfg = tiny({})
-    cfg["vggish"] |= {"postprocess_log_mel_with_pca": True, "pretrained_pca_params_path": tmp_path / "pca.pth"}
-    pca = build_model(cfg).vggish.pca
+    cfg["audio_encoder"] |= {"pca": True, "pca_weights": tmp_path / "pca.pth"}
+    model = build_model(cfg)
+    load_pretrained(model, cfg)
+    pca = model.audio_encoder.pca
     embedding = torch.randn(3, 128)
     expected = np.clip(vectors @ (embedding.numpy().T - means), -2, 2)
     found = pca(embedding)
     np.testing.assert_allclose(found.numpy(), np.round((expected.T + 2) * 255 / 4), atol=1)
     assert float(found.min()) >= 0 and float(found.max()) <= 255
-    with pytest.raises(CheckpointError, match="pretrained_pca_params_path"):
+    with pytest.raises(CheckpointError, match="pca_weights"):
         load_pca(pca, None)

@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from model import build_model
-from tests.model.test_contract import example, tiny
+from tests.support import example, tiny
 
 
 @pytest.mark.parametrize("training", [False, True])

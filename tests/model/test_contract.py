@@ -1,6 +1,5 @@
 """One contract for every combination of the family: shapes, gradients, batches, frames."""
 
-import copy
 from collections import Counter
 from typing import Any
 
@@ -8,74 +7,11 @@ import pytest
 import torch
 
 from model import AVSModel, build_model
-from model.avs_model import among_zeros, places
+from model.avs_model import flagged_indices, scatter_rows
+from model.mask_head import MaskPredictor
+from tests.support import VARIANTS, example, tiny
 from utils.errors import ConfigError
-
-LAYER = {"ffn_dim": 32, "dropout": 0.0, "num_heads": 2}
-MODELS: dict[str, dict[str, Any]] = {
-    "modat": {},
-    "learned queries": {"query_generator": {"query_init": "learned"}},
-    "temporal": {"query_generator": {"early_fusion": {"type": "MTA", "num_heads": 2, "temporal": True}}},
-    "four levels": {"query_generator": {"early_fusion": {"type": "MTA", "num_heads": 2, "num_layers": 4}}},
-    "no early fusion": {"query_generator": {"early_fusion": None}},
-    "repeat": {"query_generator": {"_delete_": True, "type": "RepeatGenerator"}},
-    "attention": {"query_generator": {"_delete_": True, "type": "AttentionGenerator", "num_layers": 2, "num_heads": 2}},
-    "channel": {"fusion_block": {"branches": "channel"}},
-    "spatial": {"fusion_block": {"branches": "spatial", "audio_tokens": "all"}},
-    "all audio tokens": {"fusion_block": {"audio_tokens": "all"}},
-    "one expert": {"fusion_block": {"num_experts": 1}},
-    "no padding": {"fusion_block": {"pad_capacity": False}},
-    "threshold": {"fusion_block": {"second_policy_train": "threshold", "second_policy_eval": "threshold"}},
-    "none": {"fusion_block": {"second_policy_train": "none", "second_policy_eval": "none"}},
-    "all": {"fusion_block": {"second_policy_train": "all", "second_policy_eval": "all"}},
-    "mixer": {"fusion_block": {"_delete_": True, "type": "CrossModalMixer", "num_heads": 2}},
-    "no fusion": {"fusion_block": None},
-    "no learnable query": {"use_learnable_queries": False},
-}
-
-
-def tiny(change: dict[str, Any], backbone: str = "pvt_v2_b0", num_classes: int = 1, frames: int = 3) -> dict[str, Any]:
-    """A small MoDAT with a part of its head exchanged."""
-    head: dict[str, Any] = {
-        "type": "SegHead",
-        "num_classes": num_classes,
-        "query_num": 6,
-        "num_groups": 4,
-        "mask_hidden_dim": 16,
-        "head_dims": (8, 4),
-        "query_generator": {
-            "type": "EncoderDecoderGenerator",
-            "num_layers_decoder": 2,
-            "num_heads": 2,
-            "hidden_dim": 32,
-            "early_fusion": {"type": "MTA", "num_heads": 2, "hidden_dim": 32},
-        },
-        "fusion_block": {"type": "CSA", "num_heads": 2, "num_experts": 4, "dropout": 0.0},
-        "transformer": {
-            "type": "Transformer",
-            "encoder": {"num_layers": 1, "layer": {**LAYER, "num_points": 2}},
-            "decoder": {"num_layers": 1, "layer": LAYER},
-        },
-    }
-    for key, value in copy.deepcopy(change).items():
-        if isinstance(value, dict):
-            head[key] = {**({} if value.pop("_delete_", False) else head[key]), **value}
-        else:
-            head[key] = value
-    return {
-        "type": "MoDAT",
-        "backbone": {"type": backbone},
-        "vggish": {"freeze_audio_extractor": False, "channels": (2, 4, 4, 8), "hidden_dim": 16},
-        "head": head,
-        "embed_dim": 16,
-        "T": frames,
-    }
-
-
-def example(frames: int, height: int = 64, width: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-mel patches and pictures."""
-    draw = torch.Generator().manual_seed(5)
-    return torch.randn(frames, 1, 96, 64, generator=draw), torch.randn(frames, 3, height, width, generator=draw)
+from utils.registry import MODELS
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +20,9 @@ def _seed() -> None:
 
 
 @pytest.mark.parametrize("num_classes", [1, 71])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_every_combination_trains_and_evaluates(name: str, num_classes: int) -> None:
-    network = build_model(tiny(MODELS[name], num_classes=num_classes))
+    network = build_model(tiny(VARIANTS[name], num_classes=num_classes))
     log_mel, frames = example(6)
     out = network.train()(log_mel, frames, torch.tensor([1, 1, 1, 1, 1, 0.0]))
     assert out.logits.shape == (6, num_classes, 64, 96)
@@ -104,52 +40,42 @@ def test_every_combination_trains_and_evaluates(name: str, num_classes: int) -> 
 
 
 @pytest.mark.parametrize("known", [False, True])
-@pytest.mark.parametrize("name", MODELS)
-def test_answers_for_some_frames_are_those_for_all(name: str, known: bool) -> None:
-    network = build_model(tiny(MODELS[name])).train()
-    flag, answered = torch.tensor([1, 1, 1, 1, 0, 1.0]), torch.tensor([0, 3, 4])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_masks_of_some_frames_are_those_of_all_frames(name: str, training: bool, known: bool) -> None:
+    network = build_model(tiny(VARIANTS[name])).train(training)
+    flag, frame_indices = torch.tensor([1, 1, 1, 1, 0, 1.0]), torch.tensor([0, 3, 4])
     log_mel, frames = example(6)
     found = []
-    for rows in (None, answered):
-        torch.manual_seed(1)  # second choices are drawn
+    for rows in (None, frame_indices):
+        torch.manual_seed(1)  # second experts are drawn
         network.zero_grad(set_to_none=True)
-        inputs = {"embedding": network.vggish(log_mel), "features": network.backbone(frames)} if known else {}
+        inputs = {"embedding": network.audio_encoder(log_mel), "features": network.backbone(frames)} if known else {}
         out = network(log_mel, frames, flag, rows, **inputs)
-        logits, feature = (x if rows is not None else x[answered] for x in (out.logits, out.mask_feature))
+        logits, feature = (x if rows is not None else x[frame_indices] for x in (out.logits, out.mask_feature))
         (logits.square().mean() + feature.square().mean() + out.aux_loss).backward()
         found.append((logits, feature, out.aux_loss, *(parameter.grad for parameter in network.parameters())))
     for of_all, of_some in zip(*found, strict=True):
         torch.testing.assert_close(of_all, of_some, rtol=1e-4, atol=1e-5)
 
 
-def test_frames_without_label_are_left_out_of_what_does_not_need_them() -> None:
-    seen: dict[str, int] = {}
-
-    def watch(name: str) -> Any:
-        return lambda _module, inputs: seen.update({name: len(inputs[0])})
-
-    expected = {"modat": (6, 6, 2), "temporal": (6, 6, 2), "mixer": (2, 2, 2), "no fusion": (2, 2, 2)}
-    for name, counts in expected.items():
-        network = build_model(tiny(MODELS[name])).train()
-        network.backbone.register_forward_pre_hook(watch("backbone"))
-        network.head.pixel_decoder.register_forward_pre_hook(watch("pixel decoder"))
-        network.head.mask_predictor.register_forward_pre_hook(watch("mask predictor"))
-        network(*example(6), answered=torch.tensor([0, 3]))
-        assert tuple(seen.values()) == counts, name
-
-
-def test_batch_normalisation_sees_all_frames() -> None:
-    network = build_model(tiny(MODELS["mixer"], "res50")).train()
-    counted = backbone_counts(network)
-    network(*example(6), answered=torch.tensor([0, 3]))
-    network(*example(6), torch.tensor([1, 1, 1, 1, 0, 0.0]))
-    assert counted == [6, 6]
+@pytest.mark.parametrize("skipped", ["frame_indices", "frame_mask"])
+def test_batch_statistics_are_those_of_all_frames(skipped: str) -> None:
+    statistics = []
+    flag = torch.tensor([1, 1, 1, 1, 0, 0.0])
+    for options in ({}, {skipped: flag if skipped == "frame_mask" else torch.tensor([0, 3])}):
+        torch.manual_seed(0)
+        network = build_model(tiny(VARIANTS["mixer"], "res50")).train()
+        network(*example(6), **options)
+        statistics.append([buffer.clone() for buffer in network.backbone.buffers()])
+    for of_all, of_some in zip(*statistics, strict=True):
+        assert torch.equal(of_all, of_some)
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_backbone_does_not_see_padding(name: str, training: bool) -> None:
-    network = build_model(tiny(MODELS[name])).train(training)
+    network = build_model(tiny(VARIANTS[name])).train(training)
     counted = backbone_counts(network)
     flag = torch.tensor([1, 1, 0, 1, 0, 0.0])
     log_mel, frames = example(6)
@@ -160,33 +86,23 @@ def test_the_backbone_does_not_see_padding(name: str, training: bool) -> None:
         out = network(log_mel, frames, flag, features=features)
         (out.logits.square().mean() + out.aux_loss).backward()
         found.append((*out, *(parameter.grad for parameter in network.backbone.parameters())))
-    assert counted == [6, 6 if training and name == "four levels" else 3]  # batch normalisation
+    assert counted == [6, 6 if training and name == "four levels" else 3]  # which has batch normalisation
     for without, with_all in zip(*found, strict=True):
         torch.testing.assert_close(without, with_all, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_evaluation_computes_real_frames_alone(name: str) -> None:
-    network = build_model(tiny(MODELS[name])).eval()
-    flag = torch.tensor([1, 1, 0, 1, 0, 0.0])
-    real = places(flag)
-    assert real is not None
-    seen: list[int] = []
-    network.head.mask_predictor.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
-    network.head.pixel_decoder.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
-    with torch.no_grad():
-        expected = network(*example(6), flag).logits
-        del seen[:]
-        found = network(*example(6), flag, real).logits
-    assert seen == ([6, 3] if name == "temporal" else [3, 3])
-    torch.testing.assert_close(among_zeros(found, real, 6), expected, rtol=1e-4, atol=1e-5)
+def test_flagged_indices() -> None:
+    assert flagged_indices(None) is None
+    assert flagged_indices(torch.ones(3)) is None
+    assert flagged_indices(torch.zeros(3)) is None
+    assert torch.equal(flagged_indices(torch.tensor([0, 1, 1.0])), torch.tensor([1, 2]))  # type: ignore[arg-type]
 
 
-def test_places_of_flagged_frames() -> None:
-    assert places(None) is None
-    assert places(torch.ones(3)) is None
-    assert places(torch.zeros(3)) is None
-    assert torch.equal(places(torch.tensor([0, 1, 1.0])), torch.tensor([1, 2]))  # type: ignore[arg-type]
+def test_scattered_rows_are_zero_elsewhere() -> None:
+    rows = torch.randn(2, 3, 4)
+    scattered = scatter_rows(rows, torch.tensor([3, 1]), 4)
+    assert torch.equal(scattered[[3, 1]], rows) and not scattered[[0, 2]].any()
+    assert scatter_rows(rows, None, 2) is rows
 
 
 def backbone_counts(network: AVSModel) -> list[int]:
@@ -196,9 +112,9 @@ def backbone_counts(network: AVSModel) -> list[int]:
     return counted
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "temporal"])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "temporal"])
 def test_a_frame_alone_is_itself_in_a_batch(name: str) -> None:
-    network = build_model(tiny(MODELS[name])).eval()
+    network = build_model(tiny(VARIANTS[name])).eval()
     log_mel, frames = example(3)
     with torch.no_grad():
         together = network(log_mel, frames).logits
@@ -207,7 +123,7 @@ def test_a_frame_alone_is_itself_in_a_batch(name: str) -> None:
 
 
 def test_temporal_fusion_hears_the_whole_clip_and_no_padding() -> None:
-    network = build_model(tiny(MODELS["temporal"])).eval()
+    network = build_model(tiny(VARIANTS["temporal"])).eval()
     log_mel, frames = example(3)
     flag = torch.tensor([1.0, 1.0, 0.0])
     with torch.no_grad():
@@ -216,7 +132,7 @@ def test_temporal_fusion_hears_the_whole_clip_and_no_padding() -> None:
         assert torch.equal(before, network(log_mel, frames, flag).logits)
         frames[1] = 7.0
         assert not torch.allclose(before[0], network(log_mel, frames, flag).logits[0])
-    with pytest.raises(ValueError, match="2 frames are no multiple of T=3"):
+    with pytest.raises(ValueError, match="2 frames are not a multiple of T=3"):
         network(log_mel[:2], frames[:2])
 
 
@@ -256,17 +172,17 @@ def test_checkpointing_computes_nothing_a_third_time(backbone: str) -> None:
     network(*example(1)).logits.square().mean().backward()
     recomputed = [layer for layer in layers if calls[layer] == 2]
     assert max(calls.values()) == 2
-    for part in (network.backbone, network.head.transformer.encoder_layers, network.head.transformer.decoder_layers):
+    for part in (network.backbone, network.head.transformer.encoder, network.head.transformer.decoder):
         assert not set(part.modules()).isdisjoint(recomputed)
 
 
-def test_masks_made_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_of_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_model(tiny({})).eval()
     inputs = example(5)
     seen: list[int] = []
-    network.head.mask_predictor.reduce.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+    network.head.mask_head.reduce.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
     with_gradient = network(*inputs)
-    monkeypatch.setattr("model.mask_head.PIXELS_AT_ONCE", 2 * 16 * 24 + 1)
+    monkeypatch.setattr("model.mask_head.CHUNK_PIXELS", 2 * 16 * 24 + 1)
     with torch.no_grad():
         without = network(*inputs)
     assert seen == [5, 2, 2, 1]
@@ -274,13 +190,14 @@ def test_masks_made_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(found, expected)
 
 
-def test_a_frozen_backbone_and_vggish_record_no_gradient() -> None:
+def test_a_frozen_backbone_and_audio_encoder_record_no_gradient() -> None:
     cfg = tiny({})
-    cfg["vggish"]["freeze_audio_extractor"] = True
+    cfg["audio_encoder"]["frozen"] = True
     network = build_model(cfg)
     network.freeze_backbone()
     network(*example(2)).logits.mean().backward()
-    assert all(parameter.grad is None for parameter in [*network.backbone.parameters(), *network.vggish.parameters()])
+    frozen = [*network.backbone.parameters(), *network.audio_encoder.parameters()]
+    assert all(parameter.grad is None for parameter in frozen)
     network.freeze_backbone(False)
     network(*example(2)).logits.mean().backward()
     assert all(parameter.grad is not None for parameter in network.backbone.parameters())
@@ -289,32 +206,42 @@ def test_a_frozen_backbone_and_vggish_record_no_gradient() -> None:
 BROKEN: dict[str, tuple[str, Any, str]] = {
     "unknown key": (
         "head",
-        {"query_nums": 3},
-        "model.head.query_nums is no option of SegHead: did you mean 'query_num'",
+        {"number_queries": 3},
+        "model.head.number_queries is not an option of SegHead: did you mean 'num_queries'",
     ),
     "unknown type": (
         "head",
-        {"fusion_block": {"type": "CSB"}},
-        "model.head.fusion_block.type='CSB' is no fusion block",
+        {"fusion_block": {"type": "DualAttention"}},
+        "model.head.fusion_block.type='DualAttention' is not a registered model: did you mean 'DualAttentionMoE'",
     ),
     "unknown policy": (
         "head",
-        {"fusion_block": {"type": "CSA", "second_policy_eval": "some"}},
-        "'some' is none of all",
+        {"fusion_block": {"type": "DualAttentionMoE", "second_policy_eval": "some"}},
+        "'some' is not one of all",
     ),
     "no type": ("head", {"query_generator": {}}, "model.head.query_generator has no 'type'"),
     "contradiction": (
         "head",
-        {"query_generator": {"type": "RepeatGenerator", "query_num": 5}},
-        "query_num=5 contradicts 6, which the rest of the model has",
+        {"query_generator": {"type": "RepeatGenerator", "num_queries": 5}},
+        "num_queries=5 contradicts 6, the value of the rest of the model",
     ),
     "wrong channels": ("head", {"in_channels": [1, 2, 3, 4]}, "in_channels=.1, 2, 3, 4. contradicts"),
-    "heads": ("head", {"fusion_block": {"type": "CSA", "num_heads": 3}}, "not a multiple of num_heads=3"),
+    "heads": ("head", {"fusion_block": {"type": "DualAttentionMoE", "num_heads": 3}}, "not a multiple of num_heads=3"),
     "groups": ("head", {"num_groups": 5}, "embed_dim=16 is not a multiple of num_groups=5"),
-    "backbone": ("backbone", {"type": "pvt_v2_b9"}, "model.backbone.type='pvt_v2_b9' is no network of timm's"),
+    "backbone": ("backbone", {"type": "pvt_v2_b9"}, "model.backbone.type='pvt_v2_b9' is not a network of timm"),
     "strides": ("backbone", {"type": "vit_tiny_patch16_224"}, "model.backbone.type='vit_tiny_patch16_224'"),
-    "no weights": ("backbone", {"type": "res50", "init_weights_path": "nowhere.pth"}, "no weights file nowhere.pth"),
-    "neck": ("neck", {"type": "FPN"}, "model.neck must be None"),
+    "pixel decoder groups": (
+        "head",
+        {"pixel_decoder": {"num_groups": 5}},
+        "PixelDecoder.: embed_dim=16",
+    ),
+    "key of another type": (
+        "head",
+        {"fusion_block": {"type": "CrossModalMixer", "num_experts": 4}},
+        "num_experts is not an option of CrossModalMixer.*add _delete_=True to model.head.fusion_block",
+    ),
+    "channels": ("audio_encoder", {"channels": (4, 4)}, r"model.audio_encoder \(VGGish\): VGGish has four stages"),
+    "layers": ("head", {"transformer": {"type": "Transformer", "encoder": {"layers": 1}}}, "encoder.layers is not an"),
 }
 
 
@@ -323,16 +250,56 @@ def test_a_wrong_config_is_told_what_is_wrong(name: str) -> None:
     section, change, message = BROKEN[name]
     cfg = tiny({})
     cfg[section] = {**cfg.get(section, {}), **change}
-    with pytest.raises(Exception, match=message) as caught:
+    with pytest.raises(ConfigError, match=message):
         build_model(cfg)
-    assert isinstance(caught.value, ConfigError) or "weights file" in message
+
+
+def test_an_error_within_a_block_names_the_block_and_keeps_its_cause() -> None:
+    class Broken(torch.nn.Module):
+        def __init__(self, width: int = 3) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(width)  # type: ignore[call-arg]
+
+    MODELS.register_module("Broken", module=Broken)
+    try:
+        with pytest.raises(ConfigError, match=r"model\.head\.fusion_block \(Broken\).*TypeError at test_contract") as e:
+            build_model(tiny({"fusion_block": {"_delete_": True, "type": "Broken"}}))
+    finally:
+        del MODELS.module_dict["Broken"]
+    assert isinstance(e.value.__cause__, TypeError)
+
+
+def test_mask_head_and_pixel_decoder_are_swapped_by_name() -> None:
+    class Sharper(MaskPredictor):
+        def forward(self, queries: torch.Tensor, mask_feature: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(queries, mask_feature)
+
+    MODELS.register_module("Sharper", module=Sharper)
+    try:
+        cfg = tiny({"mask_head": {"type": "Sharper", "scale_factor": 2}})
+        torch.manual_seed(0)
+        found = build_model(cfg).eval()(*example(1)).logits
+        cfg["head"]["mask_head"]["type"] = "MaskPredictor"
+        torch.manual_seed(0)
+        assert torch.equal(found, 2 * build_model(cfg).eval()(*example(1)).logits)
+    finally:
+        del MODELS.module_dict["Sharper"]
+    assert found.shape == (1, 1, 32, 48)
+
+
+def test_the_positional_encoding_of_the_config_reaches_the_fusion_block() -> None:
+    cfg = tiny({})
+    cfg["head"]["positional_encoding"] = {"type": "SinePositionalEncoding", "temperature": 20}
+    head = build_model(cfg).head
+    assert head.fusion_block.positional_encoding is head.positional_encoding  # type: ignore[union-attr]
+    assert head.positional_encoding.temperature == 20
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["modat", "all audio tokens", "channel", "spatial", "mixer"])
 def test_fusion_takes_either_precision_under_autocast(name: str, dtype: torch.dtype) -> None:
     """On a GPU group normalisation hands it float32, on a CPU what came in."""
-    fusion = build_model(tiny(MODELS[name])).head.fusion_block
+    fusion = build_model(tiny(VARIANTS[name])).head.fusion_block
     feature = torch.randn(2, 16, 8, 8).to(dtype).requires_grad_()
     for training in (True, False):
         with torch.autocast("cpu", torch.bfloat16):
@@ -344,7 +311,7 @@ def test_fusion_takes_either_precision_under_autocast(name: str, dtype: torch.dt
 
 @pytest.mark.parametrize("name", ["modat", "temporal", "attention", "mixer"])
 def test_bf16_is_close_to_float32(name: str) -> None:
-    network = build_model(tiny(MODELS[name])).train()
+    network = build_model(tiny(VARIANTS[name])).train()
     log_mel, frames = example(3)
     with torch.autocast("cpu", torch.bfloat16):
         out = network(log_mel, frames)

@@ -36,16 +36,16 @@ def random_batch(classes=1, n=4, size=12, seed=0):
 
 
 def parts(losses):
-    return [losses[key].item() for key in ("total", "iou_loss", "mix_loss")]
+    return [losses[key].item() for key in ("total", "mask_loss", "mix_loss")]
 
 
-@pytest.mark.parametrize("loss_type", ["dice", "bce"])
+@pytest.mark.parametrize("mask_loss", ["dice", "bce"])
 @pytest.mark.parametrize("task", ["s4", "ms3"])
-def test_binary_losses_match_published(ref, task, loss_type):
+def test_binary_losses_match_published(ref, task, mask_loss):
     out = output(ref["in_logits"], ref["in_mask_feature"])
     flag = torch.ones(10) if task == "ms3" else torch.tensor([1.0, 0, 0, 0, 0] * 2)
-    losses = build_criterion({"loss_type": loss_type}, 1)(out, torch.from_numpy(ref["in_gt"][:, 0]), flag)
-    np.testing.assert_allclose(parts(losses), ref[f"loss_{task}_{loss_type}"], atol=1e-5)
+    losses = build_criterion({"mask_loss": mask_loss}, 1)(out, torch.from_numpy(ref["in_gt"][:, 0]), flag)
+    np.testing.assert_allclose(parts(losses), ref[f"loss_{task}_{mask_loss}"], atol=1e-5)
 
 
 def test_gradient_matches_published(ref):
@@ -91,9 +91,9 @@ def test_batch_without_any_label_costs_only_balance_and_can_step(classes):
 def test_total_is_the_sum_of_its_weighted_parts():
     out, masks = random_batch()
     out.aux_loss = torch.tensor(0.5)
-    plain = build_criterion({"weight_dict": {"iou_loss": 1.0, "mix_loss": 1.0}}, 1)(out, masks)
-    losses = build_criterion({"weight_dict": {"iou_loss": 2.0, "mix_loss": 0.5}}, 1)(out, masks)
-    assert float(losses["iou_loss"]) == pytest.approx(2 * float(plain["iou_loss"]))
+    plain = build_criterion({"mask_weight": 1.0, "mix_weight": 1.0}, 1)(out, masks)
+    losses = build_criterion({"mask_weight": 2.0, "mix_weight": 0.5}, 1)(out, masks)
+    assert float(losses["mask_loss"]) == pytest.approx(2 * float(plain["mask_loss"]))
     assert float(losses["mix_loss"]) == pytest.approx(0.5 * float(plain["mix_loss"]))
     assert float(losses["balance_loss"]) == 0.5
     assert float(losses["total"]) == pytest.approx(sum(float(losses[k]) for k in losses if k != "total"))
@@ -147,11 +147,11 @@ def test_two_processes_with_uneven_labels_give_one_processs_gradient(tmp_path):
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({"loss_type": "dicee"}, "loss.loss_type: 'dicee' is not a loss; did you mean 'dice'?"),
-        ({"weights": {}}, "loss.weights: unknown key"),
-        ({"weight_dict": {"mask_loss": 1.0}}, "loss.weight_dict.mask_loss: unknown loss"),
-        ({"weight_dict": {"iou_loss": -1}}, "loss.weight_dict.iou_loss: -1 is no weight"),
-        ({"weight_dict": {"iou_loss": float("nan")}}, "loss.weight_dict.iou_loss: nan is no weight"),
+        ({"mask_loss": "dicee"}, "mask_loss='dicee' is not a loss; did you mean 'dice'?"),
+        ({"weights": {}}, "loss.weights is not an option of SegmentationLoss"),
+        ({"type": "DiceLoss"}, "loss.type='DiceLoss' is not a registered model"),
+        ({"mask_weight": -1}, "mask_weight=-1 is not a weight"),
+        ({"mix_weight": float("nan")}, "mix_weight=nan is not a weight"),
     ],
 )
 def test_config_errors_name_key_and_value(cfg, message):
@@ -165,5 +165,5 @@ def test_misfitting_shapes_are_refused():
         build_criterion({}, 1)(out, masks)
     with pytest.raises(ValueError, match=r"masks of shape \(4, 6, 6\)"):
         build_criterion({}, 5)(out, masks[:, ::2, ::2])
-    with pytest.raises(ValueError, match=r"gt_temporal_mask_flag of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"label_mask of shape \(2,\)"):
         build_criterion({}, 5)(out, masks, torch.ones(2))

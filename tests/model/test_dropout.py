@@ -121,8 +121,8 @@ def test_what_is_recomputed_is_dropped_as_it_was(module: torch.nn.Module, monkey
         out.square().sum().backward()
         gradients.append([parameter.grad for parameter in module.parameters()])
         kept.append(sum(stored))
-        for name in ("transformer", "attention"):
-            monkeypatch.setattr(f"model.{name}.recomputed", lambda function, *inputs, enable=True: function(*inputs))
+        for name in ("transformer", "layers.attention"):
+            monkeypatch.setattr(f"model.{name}.recompute", lambda function, *inputs, enable=True: function(*inputs))
     for recomputed, direct in zip(*gradients, strict=True):
         assert torch.equal(recomputed, direct) and direct.abs().sum() > 0
     assert kept[0] < kept[1]

@@ -5,13 +5,13 @@ import torch
 
 from model import build_model
 from model.precision import round_weights
-from tests.model.test_contract import MODELS, example, tiny
+from tests.support import VARIANTS, example, tiny
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_rounded_weights_give_the_answers_of_autocast_bit_for_bit(name: str) -> None:
     torch.manual_seed(0)
-    model = build_model(tiny(MODELS[name])).eval()
+    model = build_model(tiny(VARIANTS[name])).eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         expected = model(*example(3))
         round_weights(model, torch.bfloat16)

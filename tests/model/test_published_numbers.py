@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model import AVSModel, build_model
 from model.checkpoint import load_weights
-from tests.published_files import REFERENCE, published_config, published_weights, without_weights
+from tests.published_files import REFERENCE, published_model_config, published_weights
 from tests.reference.fill import inputs
 
 CASES = {  # reference file: model, backbone, task, second-expert policy, frames, padding flag
@@ -26,7 +26,7 @@ CASES = {  # reference file: model, backbone, task, second-expert policy, frames
 @lru_cache(maxsize=1)
 def published_model(model: str, backbone: str, task: str, policy: str | None) -> AVSModel:
     """A published model in evaluation mode, on its reference weights."""
-    cfg = without_weights(published_config(model, backbone, task)["model"])
+    cfg = published_model_config(model, backbone, task)
     if policy is not None:
         cfg["head"]["fusion_block"]["second_policy_eval"] = policy
     network = build_model(cfg).eval()
@@ -44,16 +44,19 @@ def run(network: AVSModel, log_mel: Tensor, frames: Tensor, flag: Tensor | None)
     """The arrays of a reference file."""
     seen: dict[str, Any] = {}
     hooks = [
-        network.vggish.register_forward_hook(lambda _, __, out: seen.update(vggish=out)),
+        network.audio_encoder.register_forward_hook(lambda _, __, out: seen.update(vggish=out)),
         network.head.query_generator.register_forward_hook(
             lambda _, __, out: seen.update(generated_queries=out.queries[:, ::100, ::16])
         ),
-        network.head.transformer.register_forward_hook(
-            lambda _, __, out: seen.update(memory=out.memory[:, ::64, ::16], queries=out.queries[:, ::30, ::16])
+        network.head.transformer.encoder.register_forward_hook(
+            lambda _, __, out: seen.update(memory=out[:, ::64, ::16])
+        ),
+        network.head.transformer.decoder.register_forward_hook(
+            lambda _, __, out: seen.update(queries=out[:, ::30, ::16])
         ),
     ]
     with torch.no_grad():
-        maps = network.backbone(frames)  # of padded frames too, which the model does not ask for
+        maps = network.backbone(frames)  # of padded frames too, which the model skips
         out = network(log_mel, frames, flag)
     for hook in hooks:
         hook.remove()
@@ -107,7 +110,7 @@ def test_padded_frames_are_zero_and_change_no_other_frame() -> None:
 
 
 def test_evaluation_with_random_second_experts_repeats_itself() -> None:
-    cfg = without_weights(published_config("MoDAT", "pvt2", "ms3")["model"])
+    cfg = published_model_config("MoDAT", "pvt2", "ms3")
     cfg["head"]["fusion_block"]["second_policy_eval"] = "random"
     network = build_model(cfg).eval()
     load_weights(network, published_weights("MoDAT", "pvt2", 1))

@@ -11,27 +11,27 @@ from model.moe import SecondChoice, Top2Router
 from model.reference import dense_published, dense_routing, relative_error
 
 
-def small(policy="all", classes=1, generator="EncoderDecoderGenerator", fusion="CSA", **fusion_options):
+def small(policy="all", classes=1, generator="EncoderDecoderGenerator", fusion="DualAttentionMoE", **fusion_options):
     """A small MoDAT: every part that the dense formulation replaces, with dropout off so that training compares too."""
     layer = dict(ffn_dim=32, dropout=0.0)
-    if fusion == "CSA":
+    if fusion == "DualAttentionMoE":
         policies = dict(second_policy_train=policy, second_policy_eval=policy)
         fusion_options = dict(num_experts=4, dropout=0.0, **policies) | fusion_options
-    early = dict(early_fusion=dict(type="MTA", hidden_dim=32)) if generator == "EncoderDecoderGenerator" else {}
+    av_fusion = dict(av_fusion=dict(type="AVFusion", ffn_dim=32)) if generator == "EncoderDecoderGenerator" else {}
     return dict(
         type="MoDAT",
-        T=5,
+        num_frames=5,
         embed_dim=64,
         backbone=dict(type="pvt_v2_b0", drop_path_rate=0.0),
-        vggish=dict(channels=(4, 8, 8, 8), hidden_dim=32),
+        audio_encoder=dict(channels=(4, 8, 8, 8), hidden_dim=32),
         head=dict(
             type="SegHead",
             num_classes=classes,
-            query_num=12,
+            num_queries=12,
             num_groups=8,
-            mask_hidden_dim=48,
-            head_dims=(16, 8),
-            query_generator=dict(type=generator, hidden_dim=32, **early),
+            mask_head=dict(type="MaskPredictor", hidden_dim=48, head_dims=(16, 8)),
+            pixel_decoder=dict(type="PixelDecoder", num_groups=8),
+            query_generator=dict(type=generator, ffn_dim=32, **av_fusion),
             transformer=dict(
                 type="Transformer",
                 encoder=dict(num_layers=2, layer=layer),
@@ -60,7 +60,7 @@ CASES = {
 def pair(case):
     torch.manual_seed(0)
     model = build_model(small(**CASES[case]))
-    for layer in model.head.transformer.encoder_layers:
+    for layer in model.head.transformer.encoder.layers:
         # At the start all points lie on pixel centres, where a bilinear sample has two slopes and rounding chooses.
         torch.nn.init.normal_(layer.self_attn.sampling_offsets.bias)
     return model, dense_published(model)
@@ -76,7 +76,7 @@ def inputs(model):
     return {
         "log_mel": torch.zeros(3, 1, 96, 64),
         "frames": torch.zeros(3, 3, 64, 96),
-        "vid_temporal_mask_flag": torch.tensor([1.0, 1, 0]),
+        "frame_mask": torch.tensor([1.0, 1, 0]),
         "embedding": torch.randn(3, 128, generator=g).abs(),
         "features": maps,
     }
@@ -137,7 +137,7 @@ def test_parameters_are_shared_not_copied():
     assert {id(p) for p in dense.parameters()} == {id(p) for p in model.parameters()}
     before = dense.eval()(**inputs(model)).logits
     with torch.no_grad():
-        model.head.mask_predictor.classify.weight.mul_(2)
+        model.head.mask_head.classify.weight.mul_(2)
     torch.testing.assert_close(dense(**inputs(model)).logits, 2 * before)
 
 
@@ -163,4 +163,4 @@ def test_routes_are_the_same_token_for_token(policy, capacity_factor):
     torch.testing.assert_close(routing.weight, combine.sum(-1))
     assert torch.equal(routing.kept, dispatch.sum(-1) > 0)
     torch.testing.assert_close(routing.balance, balance)
-    assert dispatch.sum((1, 3)).max() <= routing.capacity and dispatch.sum(1).max() <= 1  # one token a place
+    assert dispatch.sum((1, 3)).max() <= routing.capacity and dispatch.sum(1).max() <= 1  # one token per slot

@@ -1,4 +1,4 @@
-"""The convolution of an enlarged map against enlarging and convolving."""
+"""The convolution of an upsampled map against upsampling and convolving."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from model.layers import upsampling
 from model.layers.upsampling import conv_of_upsampled
 
 
-@pytest.fixture(params=["products", "convolution"])
+@pytest.fixture(params=["taps first", "convolution"])
 def way(request, monkeypatch):
-    monkeypatch.setattr(upsampling, "_products_pay", lambda *_: request.param == "products")
+    monkeypatch.setattr(upsampling, "_taps_first", lambda *_: request.param == "taps first")
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 3.0, 4.0])
@@ -32,17 +32,6 @@ def test_same_values_and_gradients(way, scale, height, width, with_bias):
         torch.autograd.grad(found, inputs, direction), torch.autograd.grad(expected, inputs, direction), strict=True
     ):
         torch.testing.assert_close(a, b)
-
-
-def test_products_where_they_are_less_work_and_the_convolution_where_not(monkeypatch):
-    convolved = []
-    conv2d = F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda x, *a, **k: convolved.append(x.shape) or conv2d(x, *a, **k))
-    weight = torch.randn(4, 128, 3, 3)
-    conv_of_upsampled(torch.randn(1, 128, 56, 56), weight, None, 4.0)
-    assert not convolved
-    conv_of_upsampled(torch.randn(1, 8, 56, 56), weight[:, :8], None, 4.0)
-    assert convolved == [(1, 8, 224, 224)]
 
 
 def test_a_matrix_made_in_inference_serves_training():
