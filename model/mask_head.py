@@ -48,9 +48,7 @@ class PixelDecoder(nn.Module):
 class MaskPredictor(nn.Module):
     """Mask head: an MLP of query-pixel similarities, added to the mask feature, then a convolutional head.
 
-    An MLP over the query axis maps the Q similarities of each pixel to C channels. The first layer of the MLP is linear
-    in the similarities, so it is applied to the queries instead where that is less work: relu(W (q f) + b) =
-    relu((W q) f + b).
+    The MLP maps the Q similarities of each pixel to C channels.
 
     Args:
         embed_dim: C.
@@ -99,27 +97,13 @@ class MaskPredictor(nn.Module):
     def _logits(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         coarse = self.reduce(self._fused(queries, mask_feature))
         fine = conv_of_upsampled(coarse, self.refine.weight, self.refine.bias, float(self.scale_factor))
-        return self.classify(_relu(fine))
+        return self.classify(F.relu(fine, inplace=True))
 
     def _fused(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         """Mask feature plus the MLP of its similarities with the queries, (N, C, H, W)."""
         first, second, third = (cast(nn.Linear, layer) for layer in self.layers)
         tokens = mask_feature.flatten(2).transpose(1, 2)  # (N, H * W, C)
-        if self._folding_pays(tokens.shape[1], tokens.shape[2]):
-            folded = first.weight @ queries  # (N, hidden, C)
-            hidden = _relu(torch.baddbmm(first.bias, tokens, folded.transpose(1, 2))).flatten(0, 1)
-        else:
-            hidden = _relu(first((tokens @ queries.transpose(1, 2)).flatten(0, 1)))
-        # 2-D, (N * H * W, hidden): in-place on a view of a product would copy it in the backward pass.
-        hidden = _relu(second(hidden))
+        # 2-D, (N * H * W, hidden): ReLU in place on a view would copy it in the backward pass.
+        hidden = F.relu(first((tokens @ queries.transpose(1, 2)).flatten(0, 1)), inplace=True)
+        hidden = F.relu(second(hidden), inplace=True)
         return (tokens + third(hidden).view_as(tokens)).transpose(1, 2).unflatten(2, mask_feature.shape[-2:])
-
-    def _folding_pays(self, pixels: int, channels: int) -> bool:
-        """Whether Q * C * hidden + pixels * C * hidden is less than pixels * Q * (C + hidden) multiplications."""
-        hidden, queries = cast(nn.Linear, self.layers[0]).weight.shape
-        return channels * hidden * (queries + pixels) < pixels * queries * (channels + hidden)
-
-
-def _relu(x: Tensor) -> Tensor:
-    """ReLU in place, except for bf16 on a CPU, where PyTorch's in-place form takes three times as long."""
-    return F.relu(x, inplace=x.dtype != torch.bfloat16 or x.device.type != "cpu")

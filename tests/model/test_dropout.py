@@ -16,9 +16,9 @@ def _kernel() -> None:
         pytest.skip("no compiled kernel")
 
 
-@pytest.fixture(params=["kernel", "plain PyTorch"])
+@pytest.fixture(params=["kernel", "PyTorch"])
 def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "plain PyTorch":
+    if request.param == "PyTorch":
         monkeypatch.setattr(module, "has_kernel", lambda device: False)
     else:
         request.getfixturevalue("_kernel")

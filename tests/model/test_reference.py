@@ -67,7 +67,7 @@ def pair(case):
 
 
 def inputs(model):
-    """Arguments of a call: embeddings and maps of three 64 x 96 pictures, of which one is padding."""
+    """Arguments of a call: embeddings and maps of three 64 x 96 frames, one of them padding."""
     g = torch.Generator().manual_seed(1)
     maps = [
         torch.randn(3, c, 64 // s, 96 // s, generator=g)
