@@ -1,4 +1,4 @@
-"""Weights files: published and ours, whole and broken, honest and hostile."""
+"""Weights files: published and ours, damaged, misfitting and malicious."""
 
 import logging
 import pickle
@@ -30,7 +30,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("backbone", ["pvt_v2_b0", "res50"])
 @pytest.mark.parametrize("name", ["modat", "attention", "four levels", "channel", "spatial", "repeat"])
-def test_our_weights_survive_published_names(name: str, backbone: str) -> None:
+def test_translation_to_published_names_and_back_is_exact(name: str, backbone: str) -> None:
     weights = build_model(tiny(VARIANTS[name], backbone)).state_dict()
     published = to_published(weights)
     assert is_published(published) and not is_published(weights)
@@ -80,7 +80,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_published_file_that_does_not_fit_is_told_why_and_loads_nothing(fault: str) -> None:
+def test_a_published_file_that_does_not_fit_is_refused_as_a_whole(fault: str) -> None:
     change, message = FAULTS[fault]
     model = build_model(tiny(VARIANTS["modat"]))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -109,7 +109,7 @@ def test_a_file_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert not Path("ran").exists()
 
 
-def test_damaged_and_absent_files_are_named(tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "half.pth"
     save_weights({"a": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:2000])
@@ -125,7 +125,7 @@ def test_damaged_and_absent_files_are_named(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "x.safetensors")
 
 
-def test_the_script_converts_both_ways_and_formats(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_script_converts_between_names_and_formats(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     weights = build_model(tiny(VARIANTS["modat"])).state_dict()
     ours, published, back = tmp_path / "ours.safetensors", tmp_path / "published.pth", tmp_path / "back.pth"
     save_weights(weights, ours)
@@ -141,8 +141,8 @@ def test_the_script_converts_both_ways_and_formats(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("backbone", ["pvt_v2_b0", "res50"])
-def test_pretrained_files_as_handed_out_load(tmp_path: Path, backbone: str) -> None:
-    """Names as in AVSBench's files: without prefix, ResNet's stages by torchvision's names, classifiers on."""
+def test_pretrained_files_as_distributed_load(tmp_path: Path, backbone: str) -> None:
+    """Names as in AVSBench's files: without prefix, torchvision's names of ResNet's stages, with classifiers."""
     source = build_model(tiny({}, backbone))
     published = to_published(source.state_dict())
     image = {
@@ -166,7 +166,7 @@ def test_pretrained_files_as_handed_out_load(tmp_path: Path, backbone: str) -> N
         load_pretrained(loaded, cfg)
 
 
-def test_timms_own_file_loads_into_its_feature_maps(tmp_path: Path) -> None:
+def test_a_file_of_timm_loads_into_a_feature_extractor(tmp_path: Path) -> None:
     import timm
 
     whole = timm.create_model("pvt_v2_b0")
@@ -178,7 +178,7 @@ def test_timms_own_file_loads_into_its_feature_maps(tmp_path: Path) -> None:
         torch.testing.assert_close(backbone.eval()(frames)[-1], whole.eval().forward_features(frames))
 
 
-def test_a_resnet_file_that_counts_no_batches_loads(tmp_path: Path) -> None:
+def test_a_resnet_file_without_num_batches_tracked_loads(tmp_path: Path) -> None:
     source, target = (build_model(tiny({}, "res50")).backbone for _ in range(2))
     old = {name: tensor for name, tensor in source.network.state_dict().items() if "num_batches_tracked" not in name}
     torch.save(old, tmp_path / "resnet.pth")
@@ -186,7 +186,7 @@ def test_a_resnet_file_that_counts_no_batches_loads(tmp_path: Path) -> None:
     assert same(dict(source.state_dict()), dict(target.state_dict()))
 
 
-def test_pca_rotates_clips_and_rounds(tmp_path: Path) -> None:
+def test_pca_projects_clips_and_quantises(tmp_path: Path) -> None:
     vectors, means = np.random.default_rng(0).normal(size=(128, 128)) / 12, np.full((128, 1), 0.25)
     torch.save({"pca_eigen_vectors": vectors, "pca_means": means}, tmp_path / "pca.pth")
     cfg = tiny({})

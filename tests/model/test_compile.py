@@ -1,4 +1,4 @@
-"""Compiled, the model is one graph, and the same graph for the next batch."""
+"""torch.compile: one graph without breaks, reused for the next batches."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One contract for every combination of the family: shapes, gradients, batches, frames."""
+"""One contract for every combination: shapes, gradients, batches, frames."""
 
 from collections import Counter
 from typing import Any
@@ -48,7 +48,7 @@ def test_masks_of_some_frames_are_those_of_all_frames(name: str, training: bool,
     log_mel, frames = example(6)
     found = []
     for rows in (None, frame_indices):
-        torch.manual_seed(1)  # second experts are drawn
+        torch.manual_seed(1)  # of the second experts
         network.zero_grad(set_to_none=True)
         inputs = {"embedding": network.audio_encoder(log_mel), "features": network.backbone(frames)} if known else {}
         out = network(log_mel, frames, flag, rows, **inputs)
@@ -74,7 +74,7 @@ def test_batch_statistics_are_those_of_all_frames(skipped: str) -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_backbone_does_not_see_padding(name: str, training: bool) -> None:
+def test_the_backbone_skips_padded_frames(name: str, training: bool) -> None:
     network = build_model(tiny(VARIANTS[name])).train(training)
     counted = backbone_counts(network)
     flag = torch.tensor([1, 1, 0, 1, 0, 0.0])
@@ -106,14 +106,14 @@ def test_scattered_rows_are_zero_elsewhere() -> None:
 
 
 def backbone_counts(network: AVSModel) -> list[int]:
-    """A list that grows by the number of frames whenever the backbone looks at some."""
+    """A list to which each call of the backbone appends its number of frames."""
     counted: list[int] = []
     network.backbone.register_forward_pre_hook(lambda _module, inputs: counted.append(len(inputs[0])))
     return counted
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "temporal"])
-def test_a_frame_alone_is_itself_in_a_batch(name: str) -> None:
+def test_a_batch_equals_its_single_frames(name: str) -> None:
     network = build_model(tiny(VARIANTS[name])).eval()
     log_mel, frames = example(3)
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_a_frame_alone_is_itself_in_a_batch(name: str) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_temporal_fusion_hears_the_whole_clip_and_no_padding() -> None:
+def test_temporal_fusion_attends_to_the_whole_clip_without_padding() -> None:
     network = build_model(tiny(VARIANTS["temporal"])).eval()
     log_mel, frames = example(3)
     flag = torch.tensor([1.0, 1.0, 0.0])
@@ -137,7 +137,7 @@ def test_temporal_fusion_hears_the_whole_clip_and_no_padding() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["res50", "pvt_v2_b0", "convnext_atto", "swin_tiny_patch4_window7_224"])
-def test_any_timm_backbone_with_four_strides_stands_in(backbone: str) -> None:
+def test_any_timm_backbone_with_four_strides_fits(backbone: str) -> None:
     if backbone.startswith("swin"):
         network = build_model(tiny({}, backbone))
         log_mel, frames = example(1, 224, 224)
@@ -162,7 +162,7 @@ def test_checkpointed_activations_give_the_same_gradients() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["pvt_v2_b0", "res50", "convnext_atto"])
-def test_checkpointing_computes_nothing_a_third_time(backbone: str) -> None:
+def test_checkpointing_computes_each_layer_at_most_twice(backbone: str) -> None:
     network = build_model(tiny({}, backbone)).train()
     network.set_activation_checkpointing()
     calls: Counter[torch.nn.Module] = Counter()
@@ -246,7 +246,7 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_wrong_config_is_told_what_is_wrong(name: str) -> None:
+def test_errors_of_a_config_name_key_and_value(name: str) -> None:
     section, change, message = BROKEN[name]
     cfg = tiny({})
     cfg[section] = {**cfg.get(section, {}), **change}
@@ -297,8 +297,8 @@ def test_the_positional_encoding_of_the_config_reaches_the_fusion_block() -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["modat", "all audio tokens", "channel", "spatial", "mixer"])
-def test_fusion_takes_either_precision_under_autocast(name: str, dtype: torch.dtype) -> None:
-    """On a GPU group normalisation hands it float32, on a CPU what came in."""
+def test_fusion_accepts_both_dtypes_under_autocast(name: str, dtype: torch.dtype) -> None:
+    """Under autocast, GroupNorm outputs float32 on a GPU and its input's dtype on a CPU."""
     fusion = build_model(tiny(VARIANTS[name])).head.fusion_block
     feature = torch.randn(2, 16, 8, 8).to(dtype).requires_grad_()
     for training in (True, False):

@@ -1,4 +1,4 @@
-"""The criterion against the published losses and gradients, and its behaviour where the published one fails."""
+"""The criterion against the published losses and gradients, and in cases where the published one fails."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,7 +130,7 @@ def _uneven_gradients(rank, folder):
     torch.distributed.all_reduce(weight.grad)
     if rank == 0:
         torch.save(weight.grad / 2, f"{folder}/gradient.pt")
-        # Evaluation must not wait for the other process, which may have no batch left.
+        # Evaluation must not wait for the other process, which may have fewer batches.
         build_criterion({}, 5).eval()(local, masks[rows], flag[rows])
     torch.distributed.destroy_process_group()
 
@@ -159,7 +159,7 @@ def test_config_errors_name_key_and_value(cfg, message):
         build_criterion(cfg, 1)
 
 
-def test_misfitting_shapes_are_refused():
+def test_shapes_that_do_not_fit_are_refused():
     out, masks = random_batch(5)
     with pytest.raises(ValueError, match="5 classes, the criterion was built for 1"):
         build_criterion({}, 1)(out, masks)

@@ -1,4 +1,4 @@
-"""Our dropout is dropout, with the compiled kernel and without it."""
+"""Dropout, with the compiled kernel and without it."""
 
 import pytest
 import torch
@@ -26,9 +26,9 @@ def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("_path")
 @pytest.mark.parametrize("p", [0.1, 0.4, 0.75])
-def test_it_drops_the_right_share_and_keeps_the_mean(p: float) -> None:
+def test_drop_rate_and_mean(p: float) -> None:
     torch.manual_seed(0)
-    x = torch.full((401, 503), 2.0, requires_grad=True)  # no multiple of a block
+    x = torch.full((401, 503), 2.0, requires_grad=True)  # not a multiple of a block
     out = Dropout(p)(x)
     dropped = (out == 0).double().mean()
     assert float(dropped) == pytest.approx(p, abs=5e-3)
@@ -43,7 +43,7 @@ def test_it_drops_the_right_share_and_keeps_the_mean(p: float) -> None:
 
 @pytest.mark.usefixtures("_path")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_it_follows_the_seed_and_is_off_in_evaluation(dtype: torch.dtype) -> None:
+def test_masks_depend_on_the_seed_and_evaluation_has_none(dtype: torch.dtype) -> None:
     x, dropout = torch.randn(33).to(dtype), Dropout(0.5)
     outputs = []
     for seed in (1, 1, 2):
@@ -56,7 +56,7 @@ def test_it_follows_the_seed_and_is_off_in_evaluation(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.usefixtures("_kernel")
-def test_the_mask_follows_from_seed_and_place_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mask_depends_on_seed_and_index_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def masks(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.ops.modat.dropout(torch.ones(100_003, dtype=dtype), 0.3, seed) == 0
 
@@ -71,7 +71,7 @@ def test_the_mask_follows_from_seed_and_place_alone(monkeypatch: pytest.MonkeyPa
         assert torch.equal(masks(7), expected)
     finally:
         torch.set_num_threads(threads)
-    # Neighbours, far neighbours and other seeds are told apart: correlations within 4 standard errors of none.
+    # Neighbours, distant elements and other seeds are uncorrelated, within 4 standard errors.
     signs = expected.double() - 0.3
     for other in (
         signs.roll(1),
@@ -84,7 +84,7 @@ def test_the_mask_follows_from_seed_and_place_alone(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("_kernel")
-def test_the_kernel_names_what_it_cannot_do() -> None:
+def test_unsupported_arguments_of_the_kernel_are_named() -> None:
     with pytest.raises(ValueError, match=r"probability is in \[0, 1\), got 1"):
         torch.ops.modat.dropout(torch.ones(3), 1.0, 0)
     with pytest.raises(TypeError, match="float32, bfloat16 or float16"):
@@ -104,7 +104,9 @@ def test_attention_with_dropout_has_the_mean_of_attention_without() -> None:
 
 
 @pytest.mark.parametrize("module", [FeedForward(8, 16, 0.5), MultiheadAttention(8, 2, dropout=0.5)])
-def test_what_is_recomputed_is_dropped_as_it_was(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputation_draws_the_same_mask(
+    module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = torch.randn(2, 5, 8)
     gradients, kept = [], []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The router against its definition told token by token, and what holds for any gates."""
+"""The router against a token-by-token reference, and properties that hold for any gates."""
 
 import pytest
 import torch
@@ -15,14 +15,14 @@ def make_router(channels: int, experts: int, policy: str, factor: float, thresho
     return Top2Router(channels, experts, train=choice, evaluation=choice).eval()
 
 
-def told_token_by_token(router: Top2Router, tokens: torch.Tensor) -> torch.Tensor:
-    """Weights (n, E) of one frame's tokens (n, C), by a queue at each expert."""
+def route_token_by_token(router: Top2Router, tokens: torch.Tensor) -> torch.Tensor:
+    """Weights (n, E) of one frame's tokens (n, C), filling the experts' slots one token at a time."""
     choice = router.evaluation_choice
     n, experts = tokens.shape[0], router.weight.shape[1]
     capacity = max(4, min(n, int(n * choice.capacity_factor / experts)))
     gates = (tokens @ router.weight).softmax(-1)
     draws = counter_uniform(n, router.seed, tokens.device)
-    weights, places = torch.zeros(n, experts), [0] * experts
+    weights, used = torch.zeros(n, experts), [0] * experts
     choices = []
     for token in range(n):
         first = int(gates[token].argmax())
@@ -32,8 +32,8 @@ def told_token_by_token(router: Top2Router, tokens: torch.Tensor) -> torch.Tenso
         total = gates[token, first] + rest[second] + 1e-9
         choices.append((first, second, gates[token, first] / total, rest[second] / total))
     for token, (first, _, share, _) in enumerate(choices):
-        if places[first] < capacity:
-            places[first] += 1
+        if used[first] < capacity:
+            used[first] += 1
             weights[token, first] += share
     for token, (_, second, _, share) in enumerate(choices):
         keep = {
@@ -42,8 +42,8 @@ def told_token_by_token(router: Top2Router, tokens: torch.Tensor) -> torch.Tenso
             "threshold": bool(share > choice.threshold),
             "random": bool(draws[token] < share / choice.threshold),
         }[choice.policy]
-        if keep and places[second] < capacity:
-            places[second] += 1
+        if keep and used[second] < capacity:
+            used[second] += 1
             weights[token, second] += share
     return weights
 
@@ -54,7 +54,7 @@ routers = st.tuples(
     st.integers(1, 7),  # experts
     st.sampled_from(["all", "none", "threshold", "random"]),
     st.floats(0.1, 3.0),  # capacity factor
-    st.sampled_from([0.0, 1.0, 30.0]),  # how sharp the gates are
+    st.sampled_from([0.0, 1.0, 30.0]),  # scale of the router's logits
     st.integers(0, 2**20),
 )
 
@@ -68,7 +68,7 @@ def test_routing_is_the_definition_for_any_gates(case: tuple[int, int, int, str,
     tokens = torch.randn(frames, n, 5) * sharpness
     with torch.no_grad():
         routing = router(tokens)
-        expected = torch.stack([told_token_by_token(router, frame) for frame in tokens])
+        expected = torch.stack([route_token_by_token(router, frame) for frame in tokens])
         alone = torch.cat([router(frame[None]).weight for frame in tokens])
     torch.testing.assert_close(routing.weight, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(routing.weight, alone, rtol=1e-5, atol=1e-6)
@@ -78,19 +78,19 @@ def test_routing_is_the_definition_for_any_gates(case: tuple[int, int, int, str,
     assert torch.isfinite(routing.balance)
 
 
-def test_with_room_for_all_every_token_is_weighed_by_one() -> None:
+def test_weights_of_a_token_sum_to_one_without_a_capacity_limit() -> None:
     torch.manual_seed(1)
     routing = make_router(8, 4, "all", 100.0)(torch.randn(2, 30, 8))
     torch.testing.assert_close(routing.weight.sum(dim=2), torch.ones(2, 30), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [ChannelExperts, SpatialExperts])
-def test_experts_get_gradients_and_survive_having_no_token(kind: type) -> None:
+def test_experts_without_tokens_have_finite_gradients(kind: type) -> None:
     torch.manual_seed(0)
     mixture = MixtureOfExperts(make_router(16, 4, "all", 2.0), kind(16, 4, num_heads=2))
     for parameter in mixture.experts.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    tokens = torch.zeros(2, 12, 16, requires_grad=True)  # all gates alike: expert 3 gets nothing
+    tokens = torch.zeros(2, 12, 16, requires_grad=True)  # equal gates: expert 3 gets no token
     output, balance = mixture(tokens, torch.randn(2, 3, 16))
     (output.sum() + balance).backward()
     assert output.isfinite().all()
@@ -120,7 +120,7 @@ def test_dropout_keeps_the_mean_of_the_spatial_experts() -> None:
     torch.testing.assert_close(mean, experts.eval()(tokens, audio, routing).mean(dim=1), rtol=0.1, atol=0.02)
 
 
-def test_counted_draws_are_uniform_and_depend_on_the_seed() -> None:
+def test_counter_draws_are_uniform_and_depend_on_the_seed() -> None:
     draws = counter_uniform(100_000, 3, torch.device("cpu"))
     assert float(draws.min()) >= 0 and float(draws.max()) < 1
     histogram = torch.histc(draws, 50, 0, 1)
@@ -131,12 +131,12 @@ def test_counted_draws_are_uniform_and_depend_on_the_seed() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor that an operation makes."""
+    """Records the size of the largest tensor that an operation returns."""
 
     elements = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        """Run the operation and look at what it made."""
+        """Run the operation and record its outputs' sizes."""
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple) else (out,):
             if isinstance(tensor, torch.Tensor):
@@ -153,4 +153,4 @@ def test_no_tensor_has_a_capacity_axis(kind: type) -> None:
     for n in (256, 1024):
         with LargestTensor() as seen, torch.no_grad():
             mixture(torch.randn(1, n, 16), torch.randn(1, 3, 16))
-        assert seen.elements <= n * 16  # tokens, or E * heads scores of them; the dense dispatch has n * E * capacity
+        assert seen.elements <= n * 16  # tokens, or E * heads scores each; dense dispatch has n * E * capacity

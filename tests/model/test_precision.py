@@ -1,4 +1,4 @@
-"""Scoring in half precision."""
+"""Evaluation in bf16."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.support import VARIANTS, example, tiny
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_rounded_weights_give_the_answers_of_autocast_bit_for_bit(name: str) -> None:
+def test_rounded_weights_give_the_outputs_of_autocast_bit_for_bit(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(tiny(VARIANTS[name])).eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

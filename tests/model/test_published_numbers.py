@@ -1,4 +1,4 @@
-"""What the published code computes, array by array."""
+"""Parity with arrays computed by the published code."""
 
 from functools import lru_cache
 from typing import Any

@@ -1,4 +1,4 @@
-"""The model against the dense published formulation with the same weights: outputs, gradients, routing."""
+"""The model against the published formulation with the same weights: outputs, gradients, routing."""
 
 import copy
 
@@ -12,7 +12,7 @@ from model.reference import dense_published, dense_routing, relative_error
 
 
 def small(policy="all", classes=1, generator="EncoderDecoderGenerator", fusion="DualAttentionMoE", **fusion_options):
-    """A small MoDAT: every part that the dense formulation replaces, with dropout off so that training compares too."""
+    """A small MoDAT with every part that the dense formulation replaces, without dropout."""
     layer = dict(ffn_dim=32, dropout=0.0)
     if fusion == "DualAttentionMoE":
         policies = dict(second_policy_train=policy, second_policy_eval=policy)
@@ -61,7 +61,7 @@ def pair(case):
     torch.manual_seed(0)
     model = build_model(small(**CASES[case]))
     for layer in model.head.transformer.encoder.layers:
-        # At the start all points lie on pixel centres, where a bilinear sample has two slopes and rounding chooses.
+        # Initial sampling points are pixel centres, where bilinear sampling is not differentiable.
         torch.nn.init.normal_(layer.self_attn.sampling_offsets.bias)
     return model, dense_published(model)
 
@@ -84,7 +84,7 @@ def inputs(model):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small tensors: threads only wait for each other."""
+    """Small tensors are faster with one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -125,8 +125,7 @@ def test_gradients_equal_the_dense_formulations(case):
     for name in expected.keys() | found.keys():
         assert name in expected or found[name].abs().max() < 1e-6 * norm, name
         if name in found:
-            # Against the whole gradient's norm: some tensors' own gradients are zero but for rounding (a softmax's
-            # shift, keys of a single-key attention).
+            # Relative to the whole gradient: some gradients are zero up to rounding (keys of single-key attention).
             assert (found[name] - expected[name]).norm() < 1e-4 * norm, name
         else:
             assert expected[name].abs().max() < 1e-6 * norm, name
@@ -156,7 +155,7 @@ def test_routes_are_the_same_token_for_token(policy, capacity_factor):
     choice = SecondChoice(policy, 0.4, capacity_factor)
     router = Top2Router(8, 4, train=choice, evaluation=choice).eval()
     tokens = torch.randn(3, 50, 8)
-    tokens[1] = tokens[1, :1]  # one frame whose tokens all want the same experts
+    tokens[1] = tokens[1, :1]  # one frame whose tokens all choose the same experts
     dispatch, combine, balance = dense_routing(router, tokens, training=False)
     routing = router(tokens)
     assert routing.capacity == dispatch.shape[-1]
