@@ -5,7 +5,7 @@ from typing import Any
 
 from dataloader.base import AudioVisualDataset, Clip
 from dataloader.binary import MS3Dataset, S4Dataset
-from dataloader.semantic import V2Dataset
+from dataloader.semantic import AVSSDataset
 from utils.registry import DATASETS, build
 
 
@@ -26,10 +26,10 @@ def build_dataset(cfg: Mapping[str, Any], *, where: str = "dataset", **extra: An
 
 
 __all__ = [
+    "AVSSDataset",
     "AudioVisualDataset",
     "Clip",
     "MS3Dataset",
     "S4Dataset",
-    "V2Dataset",
     "build_dataset",
 ]

@@ -40,7 +40,7 @@ class Clip:
 
 
 class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
-    """Items of `frames_per_clip` frames with their sound and masks.
+    """Items of `num_frames` frames with their sound and masks.
 
     A data set says where its clips lie (`clips`, `roots`) and how one mask is read (`read_mask`).
 
@@ -56,7 +56,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         split: of the table, 'train', 'val' or 'test'.
         img_size: (height, width) of the items, pixels.
         batch_size: clips a batch, for the data module.
-        frames_per_clip: T.
+        num_frames: T.
         audio: 'auto' (the stored log-mel where it lies, else the wave file), 'wav' or 'log_mel'.
         cache_dir: where log-mels computed from wave files are kept.
         crop: resize the shorter side and take the centre, instead of stretching.
@@ -73,7 +73,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         split: str,
         img_size: Sequence[int],
         batch_size: int,
-        frames_per_clip: int,
+        num_frames: int,
         audio: str,
         cache_dir: str | Path | None,
         crop: bool,
@@ -84,14 +84,14 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         """See the class."""
         if audio not in AUDIO_SOURCES:
             raise ConfigError(f"{type(self).__name__}: audio={audio!r}, expected one of {', '.join(AUDIO_SOURCES)}.")
-        for key, value in (("batch_size", batch_size), ("frames_per_clip", frames_per_clip)):
+        for key, value in (("batch_size", batch_size), ("num_frames", num_frames)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{type(self).__name__}: {key}={value!r}, expected a whole number above zero.")
         height, width = check_size(type(self).__name__, "img_size", img_size)
         self.split = split
         self.img_size = (height, width)
         self.batch_size = batch_size
-        self.frames_per_clip = frames_per_clip
+        self.num_frames = num_frames
         self.audio = audio
         self.max_seconds = max_seconds
         self.flip = flip
@@ -141,20 +141,20 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         pixels = np.stack(
             [read_frame(inside(roots["frames"], path, clip.row.place), self.placement) for path in clip.frames]
         )
-        frames = torch.zeros(self.frames_per_clip, 3, height, width)
+        frames = torch.zeros(self.num_frames, 3, height, width)
         frames[:real] = normalise(pixels)
-        masks = torch.zeros(self.frames_per_clip, height, width, dtype=torch.uint8)
+        masks = torch.zeros(self.num_frames, height, width, dtype=torch.uint8)
         for position, path in enumerate(clip.masks):
             mask = self.read_mask(inside(roots["masks"], path, clip.row.place))
             masks[position] = torch.tensor(mask)
-        log_mel = torch.zeros(self.frames_per_clip, 1, 96, 64)
+        log_mel = torch.zeros(self.num_frames, 1, 96, 64)
         log_mel[:real] = self.read_log_mel(clip)
         return {
             "frames": frames,
             "log_mel": log_mel,
             "masks": masks,
-            "gt_temporal_mask_flag": _flag(labelled, self.frames_per_clip),
-            "vid_temporal_mask_flag": _flag(real, self.frames_per_clip),
+            "gt_temporal_mask_flag": _flag(labelled, self.num_frames),
+            "vid_temporal_mask_flag": _flag(real, self.num_frames),
             "name": clip.name,
         }
 

@@ -27,8 +27,8 @@ class BinaryDataset(AudioVisualDataset):
         batch_size: clips a batch.
         dir_audio_wav: root of the wave files; None = `audio_wav` beside `dir_audio_log_mel`.
         audio: 'auto', 'wav' or 'log_mel'.
-        frames_per_clip: T.
-        mask_num: labelled frames from the first on; None = what AVSBench labels in this split.
+        num_frames: T.
+        num_labelled_frames: labelled frames from the first on; None = what AVSBench labels in this split.
         cache_dir: for computed log-mels; None = `log_mel_cache` beside `dir_audio_wav`.
         flip: mirror training clips at random.
         seed: of the mirror.
@@ -48,8 +48,8 @@ class BinaryDataset(AudioVisualDataset):
         batch_size: int = 1,
         dir_audio_wav: str | None = None,
         audio: str = "auto",
-        frames_per_clip: int = 5,
-        mask_num: int | None = None,
+        num_frames: int = 5,
+        num_labelled_frames: int | None = None,
         cache_dir: str | None = None,
         flip: bool = False,
         seed: int = 0,
@@ -61,7 +61,7 @@ class BinaryDataset(AudioVisualDataset):
             split=split,
             img_size=img_size,
             batch_size=batch_size,
-            frames_per_clip=frames_per_clip,
+            num_frames=num_frames,
             audio=audio,
             cache_dir=cache_dir if cache_dir is not None else wav.parent / "log_mel_cache",
             crop=False,
@@ -69,10 +69,11 @@ class BinaryDataset(AudioVisualDataset):
             seed=seed,
             max_seconds=max_seconds,
         )
-        self.mask_num = self.labelled_frames() if mask_num is None else mask_num
-        if not 0 < self.mask_num <= frames_per_clip:
+        self.num_labelled_frames = self.labelled_frames() if num_labelled_frames is None else num_labelled_frames
+        if not 0 < self.num_labelled_frames <= num_frames:
             raise ConfigError(
-                f"{type(self).__name__}: mask_num={mask_num}, expected 1 to frames_per_clip={frames_per_clip}."
+                f"{type(self).__name__}: num_labelled_frames={num_labelled_frames}, "
+                f"expected 1 to num_frames={num_frames}."
             )
         self.anno_csv = Path(anno_csv)
         self._dirs = {
@@ -87,7 +88,7 @@ class BinaryDataset(AudioVisualDataset):
 
     def labelled_frames(self) -> int:
         """How many frames AVSBench labels in this split."""
-        return self.frames_per_clip
+        return self.num_frames
 
     def roots(self) -> dict[str, Path]:
         """See the base class."""
@@ -104,11 +105,13 @@ class BinaryDataset(AudioVisualDataset):
     def _clip(self, row: Row) -> Clip:
         frames, prefix, stem = self.locate(row)
         name = row["name"]
-        numbers = range(1, self.frames_per_clip + 1)
+        numbers = range(1, self.num_frames + 1)
         return Clip(
             name=name,
             frames=tuple(self._dirs["frames"] / frames / f"{prefix}_{number}.png" for number in numbers),
-            masks=tuple(self._dirs["masks"] / stem / f"{name}_{number}.png" for number in numbers[: self.mask_num]),
+            masks=tuple(
+                self._dirs["masks"] / stem / f"{name}_{number}.png" for number in numbers[: self.num_labelled_frames]
+            ),
             wav=self._dirs["wav"] / f"{stem}.wav",
             log_mel=self._dirs["log_mel"] / f"{stem}.pkl",
             row=row,
@@ -124,7 +127,7 @@ class S4Dataset(BinaryDataset):
 
     def labelled_frames(self) -> int:
         """One in training, all elsewhere."""
-        return 1 if self.split == "train" else self.frames_per_clip
+        return 1 if self.split == "train" else self.num_frames
 
     def locate(self, row: Row) -> tuple[Path, str, Path]:
         """See the base class."""

@@ -5,7 +5,6 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import lightning
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -59,11 +58,6 @@ class ClipBatchSampler(Sampler[list[int]]):
         self.epoch = 0
         self._skip = 0
 
-    @property
-    def sampler(self) -> "ClipBatchSampler":
-        """Itself: Lightning looks here for `set_epoch`."""
-        return self
-
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order is drawn."""
         self.epoch = epoch
@@ -107,24 +101,28 @@ class ClipBatchSampler(Sampler[list[int]]):
         return [order[start : start + whole][self.rank :: self.world_size] for start in range(0, len(order), whole)]
 
 
-class AVSDataModule(lightning.LightningDataModule):
+class DataModule:
     """The data sets of `cfg.dataset` and their loaders.
 
-    Reads `process.num_works` (workers), `process.seed` and `process.drop_last` (training). Give the Trainer
-    `use_distributed_sampler=False`: the loaders deal out their clips themselves.
+    Reads `process.num_workers`, `process.seed` and `process.drop_last` (training).
 
     Args:
         cfg: a loaded config.
-        overrides: constructor arguments for all splits' data sets, for example `{'audio': 'wav'}`.
+        rank: of this process.
+        world_size: processes that share the clips.
+        overrides: constructor arguments for the data sets of all splits, for example `{'audio': 'wav'}`.
     """
 
-    def __init__(self, cfg: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, cfg: Mapping[str, Any], *, rank: int = 0, world_size: int = 1, overrides: Mapping[str, Any] | None = None
+    ) -> None:
         """See the class."""
-        super().__init__()
         process = cfg["process"]
         self.splits: Mapping[str, Any] = cfg["dataset"]
+        self.rank = rank
+        self.world_size = world_size
         self.overrides = dict(overrides or {})
-        self.num_workers = int(process.get("num_works", 0))
+        self.num_workers = int(process.get("num_workers", 0))
         self.seed = int(process.get("seed", 0) or 0)
         self.drop_last = bool(process.get("drop_last", False))
         self._datasets: dict[str, AudioVisualDataset] = {}
@@ -143,23 +141,6 @@ class AVSDataModule(lightning.LightningDataModule):
             self._datasets[split] = build(DATASETS, merged, where=f"dataset.{split}", **seed)
         return self._datasets[split]
 
-    def setup(self, stage: str | None = None) -> None:
-        """Build what a stage needs, so that a wrong path is known before anything runs."""
-        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage or "", ()):
-            self.dataset(split)
-
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Shuffled anew each epoch."""
-        return self.loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """In the table's order."""
-        return self.loader("val")
-
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """In the table's order."""
-        return self.loader("test")
-
     def loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         """A loader for a split; batches are items with a leading axis of clips, `name` a list.
 
@@ -168,15 +149,14 @@ class AVSDataModule(lightning.LightningDataModule):
             shuffle: as training does, or in order.
         """
         dataset = self.dataset(split)
-        rank, world_size = self._place()
         batches = _EpochBatches(
             dataset,
             dataset.batch_size,
             shuffle=shuffle,
             seed=self.seed,
             drop_last=self.drop_last and shuffle,
-            rank=rank,
-            world_size=world_size,
+            rank=self.rank,
+            world_size=self.world_size,
         )
         return DataLoader(
             dataset,
@@ -187,11 +167,6 @@ class AVSDataModule(lightning.LightningDataModule):
             worker_init_fn=_start_worker,
             generator=torch.Generator().manual_seed(step_seed(self.seed, 1)),
         )
-
-    def _place(self) -> tuple[int, int]:
-        if self.trainer is not None:
-            return self.trainer.global_rank, self.trainer.world_size
-        return 0, 1
 
 
 class _EpochBatches(ClipBatchSampler):

@@ -98,7 +98,7 @@ def read_colour_mask(path: str | Path, size: "Placement", num_classes: int) -> n
         return palette.decode(np.asarray(picture), num_classes)
     except palette.UnknownColourError as error:
         raise DataError(
-            f"the mask {path} has the colour {error.colour}, which is none of the {num_classes} classes' colours."
+            f"the mask {path} has the colour {error.colour}, which is not one of the {num_classes} classes' colours."
         ) from error
 
 

@@ -77,7 +77,7 @@ def check_data(
 
     Args:
         cfg: a loaded config.
-        workers: processes; None = `process.num_works`.
+        workers: processes; None = `process.num_workers`.
         progress: show a bar on the terminal.
         remember: skip clips that an earlier check found good and whose files have not changed since.
 
@@ -103,7 +103,7 @@ def check_data(
     report.faults += _repeated(datasets)
     memory = _Memory(datasets.values()) if remember else None
     checks = _Checks(datasets, memory.good if memory else frozenset())
-    count = int(cfg.get("process", {}).get("num_works", 0)) if workers is None else workers
+    count = int(cfg.get("process", {}).get("num_workers", 0)) if workers is None else workers
     loader: DataLoader[Any] = DataLoader(checks, batch_size=None, num_workers=min(count, len(checks)), collate_fn=_same)
     columns = (TextColumn("checking data"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not progress, transient=True) as bar:

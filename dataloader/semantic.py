@@ -26,16 +26,16 @@ def frames_of(label: str, split: str) -> tuple[int, int]:
 
 
 @DATASETS.register_module()
-class V2Dataset(AudioVisualDataset):
-    """AVSS: `{label}/{uid}/{frames/{0..}.jpg, labels_rgb/{0..}.png, audio.wav|audio.pkl}`, padded to `mask_num` frames.
+class AVSSDataset(AudioVisualDataset):
+    """AVSS: `{label}/{uid}/{frames/{0..}.jpg, labels_rgb/{0..}.png, audio.wav|audio.pkl}`, padded to T frames.
 
     Args:
         split: 'train', 'val' or 'test'.
         meta_csv_path: the table (uid, split, label); lines with another label than v1s, v1m, v2 are no clips.
         label_idx_path: JSON from class name to class number.
         dir_base: root of the data.
-        num_class: classes, background included.
-        mask_num: T; 5-second clips are padded to it.
+        num_classes: classes, background included.
+        num_frames: T; 5-second clips are padded to it.
         img_size: (height, width) of the items where nothing is cropped, pixels.
         crop_img_and_mask: True: items are `crop_size` square, cut from the centre in training, stretched elsewhere.
         crop_size: side, pixels.
@@ -58,8 +58,8 @@ class V2Dataset(AudioVisualDataset):
         meta_csv_path: str,
         label_idx_path: str,
         dir_base: str,
-        num_class: int = 71,
-        mask_num: int = 10,
+        num_classes: int = 71,
+        num_frames: int = 10,
         img_size: Sequence[int] = (224, 224),
         crop_img_and_mask: bool = True,
         crop_size: int = 224,
@@ -73,13 +73,13 @@ class V2Dataset(AudioVisualDataset):
         max_seconds: float = MAX_SECONDS,
     ) -> None:
         """See the class."""
-        if not 2 <= num_class <= MAX_CLASSES:
-            raise ConfigError(f"V2Dataset: num_class={num_class}, expected 2 to {MAX_CLASSES}.")
+        if not 2 <= num_classes <= MAX_CLASSES:
+            raise ConfigError(f"AVSSDataset: num_classes={num_classes}, expected 2 to {MAX_CLASSES}.")
         super().__init__(
             split=split,
             img_size=(crop_size, crop_size) if crop_img_and_mask else img_size,
             batch_size=batch_size,
-            frames_per_clip=mask_num,
+            num_frames=num_frames,
             audio=audio,
             cache_dir=cache_dir if cache_dir is not None else Path(dir_base) / "log_mel_cache",
             crop=crop_img_and_mask and split == "train",
@@ -89,10 +89,10 @@ class V2Dataset(AudioVisualDataset):
         )
         self.resize_pred_mask = resize_pred_mask
         self.save_pred_mask_img_size = check_size(
-            "V2Dataset", "save_pred_mask_img_size", save_pred_mask_img_size, "(width, height)"
+            "AVSSDataset", "save_pred_mask_img_size", save_pred_mask_img_size, "(width, height)"
         )
-        self.num_classes = num_class
-        self.classes = read_classes(label_idx_path, num_class)
+        self.num_classes = num_classes
+        self.classes = read_classes(label_idx_path, num_classes)
         self.meta_csv_path = Path(meta_csv_path)
         self.dir_base = Path(dir_base)
         self._root = self.dir_base.resolve()
@@ -117,7 +117,7 @@ class V2Dataset(AudioVisualDataset):
 
     def _clip(self, row: Row) -> Clip:
         folder = self.dir_base / component(row, "label") / component(row, "uid")
-        real, labelled = (min(count, self.frames_per_clip) for count in frames_of(row["label"], self.split))
+        real, labelled = (min(count, self.num_frames) for count in frames_of(row["label"], self.split))
         return Clip(
             name=row["uid"],
             frames=tuple(folder / "frames" / f"{number}.jpg" for number in range(real)),
@@ -146,7 +146,7 @@ def read_classes(path: str | Path, num_classes: int) -> list[str]:
     taken: set[int] = set()
     for name, number in table.items():
         if not 0 <= number < num_classes:
-            raise DataError(f"the class list {path} gives {name!r} the number {number}, but num_class={num_classes}.")
+            raise DataError(f"the class list {path} gives {name!r} the number {number}, but num_classes={num_classes}.")
         if number in taken:
             raise DataError(f"the class list {path} gives the number {number} to {names[number]!r} and to {name!r}.")
         taken.add(number)

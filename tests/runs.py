@@ -65,7 +65,7 @@ def dataset_cfg(data: Path, task: str, **common: Any) -> dict[str, dict[str, Any
     base = data / layouts.FOLDERS[task]
     if task == "avss":
         places: dict[str, Any] = {
-            "type": "V2Dataset",
+            "type": "AVSSDataset",
             "meta_csv_path": str(base / "metadata.csv"),
             "label_idx_path": str(base / "label2idx.json"),
             "dir_base": str(base),

@@ -146,7 +146,7 @@ def test_a_checkpoint_cut_in_half_falls_back_to_the_one_before(config: Path, str
     with (folder / LAST).open("r+b") as file:
         file.truncate((folder / LAST).stat().st_size // 2)
     output = finish("ms3", config, "--resume")
-    assert f"{LAST} is no readable checkpoint" in output and f"Going on from the one before, {PREVIOUS}" in output
+    assert f"{LAST} is not a readable checkpoint" in output and f"Going on from the one before, {PREVIOUS}" in output
     assert_same_run(folder, straight)
 
 

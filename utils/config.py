@@ -133,9 +133,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), task: str | Non
     published.translate(cfg)  # overrides may hold published names as well
     unknown = [key for key in cfg if key not in (*SECTIONS, "task", "stamps")]
     if unknown:
-        raise ConfigError(
-            f"{path}: {unknown[0]!r} is no section of a config: {suggestion(unknown[0], [*SECTIONS, 'task', 'stamps'])}"
-        )
+        hint = suggestion(unknown[0], [*SECTIONS, "task", "stamps"])
+        raise ConfigError(f"{path}: {unknown[0]!r} is not a section of a config: {hint}")
     for section in ("model", "dataset"):
         if not isinstance(cfg.get(section), Mapping):
             raise ConfigError(f"{path} has no section '{section}'.")
@@ -184,7 +183,7 @@ def _read(path: Path) -> Config:
 def _override(cfg: Config, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"{override!r} is no override: write key=value, for example process.train_epochs=3.")
+        raise ConfigError(f"{override!r} is not an override: write key=value, for example process.train_epochs=3.")
     key = published.translate_key(key, cfg)
     try:
         value = ast.literal_eval(WORDS.get(text, text))
@@ -220,7 +219,7 @@ def _process(given: Mapping[str, Any]) -> ConfigDict:
     defaults = {item.name: item.default for item in dataclasses.fields(ProcessConfig)}
     for key in given:
         if key not in defaults:
-            raise ConfigError(f"process.{key} is no option: {suggestion(key, list(defaults))}")
+            raise ConfigError(f"process.{key} is not an option: {suggestion(key, list(defaults))}")
         if isinstance(defaults[key], bool) and not isinstance(given[key], bool):
             raise ConfigError(f"process.{key}={given[key]!r}: give True or False.")
     values = dataclasses.asdict(ProcessConfig(**given))
@@ -235,7 +234,7 @@ def _value(cfg: Config, key: str) -> Any:
 def _check_choice(cfg: Config, key: str, choices: Sequence[Any]) -> None:
     value = _value(cfg, key)
     if value not in choices:
-        raise ConfigError(f"{key}={value!r} is none of {', '.join(repr(choice) for choice in choices)}.")
+        raise ConfigError(f"{key}={value!r} is not one of {', '.join(repr(choice) for choice in choices)}.")
 
 
 def _check_least(cfg: Config, key: str, least: int) -> None:
@@ -247,7 +246,7 @@ def _check_least(cfg: Config, key: str, least: int) -> None:
 def _task(cfg: Config, path: Path, wanted: str | None) -> str:
     """The task that all splits' data sets belong to."""
     if wanted is not None and wanted not in TASKS:
-        raise ConfigError(f"{wanted!r} is no task: s4, ms3 or avss.")
+        raise ConfigError(f"{wanted!r} is not a task: s4, ms3 or avss.")
     tasks = {}
     for name in SPLITS:
         split = cfg.dataset.get(name)
@@ -256,7 +255,7 @@ def _task(cfg: Config, path: Path, wanted: str | None) -> str:
         found = lookup(DATASETS, split.get("type"))
         if found is None:
             raise ConfigError(
-                f"dataset.{name}.type={split.get('type')!r} is no data set: "
+                f"dataset.{name}.type={split.get('type')!r} is not a data set: "
                 f"{suggestion(str(split.get('type')), list(DATASETS.module_dict))}"
             )
         tasks[name] = found.task  # type: ignore[attr-defined]

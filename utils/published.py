@@ -127,7 +127,7 @@ def _check_loss(cfg: Mapping[str, Any]) -> None:
         raise ConfigError("loss.weight_dict.mask_loss is an early AVSegFormer's name of mix_loss: write mix_loss.")
     for key in weights:
         if key not in WEIGHTS:
-            raise ConfigError(f"loss.weight_dict.{key} is no loss: known are {', '.join(WEIGHTS)}.")
+            raise ConfigError(f"loss.weight_dict.{key} is not a loss: known are {', '.join(WEIGHTS)}.")
 
 
 def _settle_model(cfg: MutableMapping[str, Any]) -> None:

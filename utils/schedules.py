@@ -60,7 +60,9 @@ def validated(cfg: Mapping[str, Any]) -> dict[str, float]:
         if key == "type":
             continue
         if key not in OPTIONS[kind]:
-            raise ConfigError(f"process.lr_schedule.{key}: no option of {kind}; {suggestion(key, list(OPTIONS[kind]))}")
+            raise ConfigError(
+                f"process.lr_schedule.{key} is not an option of {kind}; {suggestion(key, list(OPTIONS[kind]))}"
+            )
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ConfigError(f"process.lr_schedule.{key}={value!r}: give a finite number from 0 up.")
     options = {**OPTIONS[kind], **{key: value for key, value in cfg.items() if key != "type"}}

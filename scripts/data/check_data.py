@@ -32,7 +32,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("config", metavar="CONFIG", help="config file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to replace")
-    parser.add_argument("--workers", type=int, help="processes (default: process.num_works of the config)")
+    parser.add_argument("--workers", type=int, help="processes (default: process.num_workers of the config)")
     parser.add_argument("--all", action="store_true", help="check again what an earlier check found good")
     parser.add_argument(
         "--write-clean-csv", action="store_true", help="write NAME.clean.csv beside each table, without the bad clips"

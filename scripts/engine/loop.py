@@ -76,7 +76,7 @@ def train_one_epoch(
                 schedule.step()
             position.step += 1
         position.batch = index + 1
-        on_batch(losses, batch, steps)
+        on_batch({name: value.detach() for name, value in losses.items()}, batch, steps)
 
 
 def evaluate(

@@ -37,7 +37,7 @@ def build_optimizer(cfg: Mapping[str, Any], model: nn.Module, *, lr_factor: floa
     known = list(inspect.signature(cls).parameters)[1:]
     for key in options:
         if key not in known:
-            raise ConfigError(f"optimizer.{key} is no option of {name}: {suggestion(key, ['paramwise', *known])}")
+            raise ConfigError(f"optimizer.{key} is not an option of {name}: {suggestion(key, ['paramwise', *known])}")
     options |= {key: value for key, value in extra.items() if key in known}
     try:
         options["lr"] = options["lr"] * lr_factor
@@ -68,7 +68,7 @@ def _optimizer_class(name: Any) -> Any:
     known.pop("LBFGS", None)
     if name not in known:
         raise ConfigError(
-            f"optimizer.type={name!r} is no optimizer of torch.optim: {suggestion(str(name), list(known))}"
+            f"optimizer.type={name!r} is not an optimizer of torch.optim: {suggestion(str(name), list(known))}"
         )
     return known[name]
 
@@ -80,7 +80,7 @@ def _paramwise(cfg: Any, model: nn.Module) -> dict[str, Any]:
         raise ConfigError(f"optimizer.paramwise={cfg!r}: give None or a dictionary with {', '.join(PARAMWISE)}.")
     for key in cfg:
         if key not in PARAMWISE:
-            raise ConfigError(f"optimizer.paramwise.{key} is no option: {suggestion(key, list(PARAMWISE))}")
+            raise ConfigError(f"optimizer.paramwise.{key} is not an option: {suggestion(key, list(PARAMWISE))}")
     names = [name for name, _ in model.named_parameters()]
     for prefix, factor in (cfg.get("lr_factor") or {}).items():
         if not any(_within(name, prefix) for name in names):

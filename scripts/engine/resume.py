@@ -75,7 +75,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not exist.") from error
     except Exception as error:  # torch.load raises whatever the broken bytes lead it into
         line = str(error).strip().split("\n")[0][:200]
-        raise CheckpointError(f"{path} is no readable checkpoint ({type(error).__name__}: {line}).") from error
+        raise CheckpointError(f"{path} is not a readable checkpoint ({type(error).__name__}: {line}).") from error
     if not isinstance(checkpoint, dict) or RUN_KEY not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not the checkpoint of a run (test.sh loads plain weights).")
     return checkpoint

@@ -299,7 +299,7 @@ class Run:
         """Log, show and save within an epoch. After its last batch, validation or the end of the epoch comes first."""
         position, process = self.position, self.process
         if stepped and position.step % process.log_interval == 0:
-            stacked = torch.stack([losses[name].detach().float() for name in LOSSES])
+            stacked = torch.stack([losses[name].float() for name in LOSSES])
             mean = all_reduce(stacked, "SUM", self.fabric) / self.fabric.world_size
             rate = float(self.optimizer.param_groups[0]["lr"])
             parts = {f"train_{name}": value for name, value in zip(LOSSES, mean.tolist(), strict=True)}

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloader.data_module import AVSDataModule, ClipBatchSampler
+from dataloader.data_module import ClipBatchSampler, DataModule
 from utils.errors import ConfigError
 
 Splits = Callable[..., dict[str, Any]]
@@ -18,9 +18,9 @@ Splits = Callable[..., dict[str, Any]]
 
 def module(
     drawn: Path, splits: Splits, task: str = "ms3", *, workers: int = 0, seed: int = 0, **more: Any
-) -> AVSDataModule:
-    return AVSDataModule(
-        {"dataset": splits(drawn, task, batch_size=2, **more), "process": {"num_works": workers, "seed": seed}}
+) -> DataModule:
+    return DataModule(
+        {"dataset": splits(drawn, task, batch_size=2, **more), "process": {"num_workers": workers, "seed": seed}}
     )
 
 
@@ -35,28 +35,28 @@ def names(loader: Any, epoch: int = 0) -> list[list[str]]:
 
 @pytest.mark.parametrize("task", ["s4", "ms3", "avss"])
 def test_batches_have_a_leading_axis_of_clips(drawn: Path, splits: Splits, task: str) -> None:
-    batch = next(iter(module(drawn, splits, task).train_dataloader()))
+    batch = next(iter(module(drawn, splits, task).loader("train", shuffle=True)))
     frames = 10 if task == "avss" else 5
     assert batch["frames"].shape == (2, frames, 3, 48, 48) and batch["masks"].shape == (2, frames, 48, 48)
     assert len(batch["name"]) == 2
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(drawn: Path, splits: Splits) -> None:
-    first = [names(module(drawn, splits).train_dataloader(), epoch) for epoch in range(5)]
+    first = [names(module(drawn, splits).loader("train", shuffle=True), epoch) for epoch in range(5)]
     torch.manual_seed(99)
-    assert [names(module(drawn, splits).train_dataloader(), epoch) for epoch in range(5)] == first
+    assert [names(module(drawn, splits).loader("train", shuffle=True), epoch) for epoch in range(5)] == first
     assert len({str(epoch) for epoch in first}) > 1
-    assert [names(module(drawn, splits, seed=1).train_dataloader(), epoch) for epoch in range(5)] != first
+    assert [names(module(drawn, splits, seed=1).loader("train", shuffle=True), epoch) for epoch in range(5)] != first
 
 
 def test_validation_and_test_keep_the_table_s_order(drawn: Path, splits: Splits) -> None:
     data = module(drawn, splits)
-    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+    for split, loader in (("val", data.loader("val")), ("test", data.loader("test"))):
         assert flat(names(loader, epoch=3)) == [clip.name for clip in data.dataset(split).clips]
 
 
 def test_workers_give_the_same_batches(drawn: Path, splits: Splits) -> None:
-    alone, helped = (module(drawn, splits, workers=count, flip=True).train_dataloader() for count in (0, 1))
+    alone, helped = (module(drawn, splits, workers=count, flip=True).loader("train", shuffle=True) for count in (0, 1))
     for epoch in range(2):
         for loader in (alone, helped):
             loader.batch_sampler.set_epoch(epoch)
@@ -109,16 +109,15 @@ def test_skipping_takes_up_an_epoch_in_the_middle_once(skip: int) -> None:
 
 
 def test_overrides_reach_all_splits(drawn: Path, splits: Splits) -> None:
-    data = AVSDataModule(
+    data = DataModule(
         {"dataset": splits(drawn, "ms3", audio="auto"), "process": {}}, overrides={"audio": "wav", "img_size": (16, 16)}
     )
-    data.setup("fit")
     assert data.dataset("train").audio == data.dataset("test").audio == "wav"
     assert data.dataset("val")[0]["frames"].shape == (5, 3, 16, 16)
 
 
 def test_a_split_that_the_config_lacks_is_named(drawn: Path, splits: Splits) -> None:
     configs = {key: value for key, value in splits(drawn, "ms3").items() if key != "test"}
-    data = AVSDataModule({"dataset": configs, "process": {}})
+    data = DataModule({"dataset": configs, "process": {}})
     with pytest.raises(ConfigError, match=r"dataset\.test"):
-        data.setup("test")
+        data.dataset("test")

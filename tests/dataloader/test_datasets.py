@@ -28,7 +28,7 @@ def test_every_item_keeps_the_contract(drawn: Path, splits: Splits, task: str, s
     dataset = build_dataset(splits(drawn, task, img_size=(32, 40))[split])
     assert len(dataset) == {"train": 4, "val": 3, "test": 3}[split] == len(dataset.clips)
     assert dataset.task == task and dataset.num_classes == (71 if task == "avss" else 1)
-    assert dataset.frames_per_clip == T[task]
+    assert dataset.num_frames == T[task]
     for index in range(len(dataset)):
         item = dataset[index]
         frames = T[task]
@@ -146,9 +146,9 @@ def test_flipping_is_drawn_from_seed_and_epoch_and_turns_frames_and_masks_togeth
 
 
 def test_fewer_frames_a_clip_can_be_asked_for(drawn: Path, splits: Splits) -> None:
-    assert build_dataset(splits(drawn, "ms3", frames_per_clip=3)["val"])[0]["frames"].shape[0] == 3
-    assert build_dataset(splits(drawn, "avss", mask_num=5)["val"])[2]["frames"].shape[0] == 5
-    item = build_dataset(splits(drawn, "ms3", mask_num=2)["val"])[0]
+    assert build_dataset(splits(drawn, "ms3", num_frames=3)["val"])[0]["frames"].shape[0] == 3
+    assert build_dataset(splits(drawn, "avss", num_frames=5)["val"])[2]["frames"].shape[0] == 5
+    item = build_dataset(splits(drawn, "ms3", num_labelled_frames=2)["val"])[0]
     assert item["gt_temporal_mask_flag"].tolist() == [1, 1, 0, 0, 0]
 
 
@@ -201,8 +201,8 @@ def test_one_bad_clip_does_not_hide_the_table_s_line(own: Path, splits: Splits) 
         ({"img_size": 48}, "img_size=48"),
         ({"img_size": (48, 4.5)}, "img_size"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"frames_per_clip": 2.5}, "frames_per_clip=2.5"),
-        ({"mask_num": 6}, "mask_num=6"),
+        ({"num_frames": 2.5}, "num_frames=2.5"),
+        ({"num_labelled_frames": 6}, "num_labelled_frames=6"),
         ({"img_sise": (48, 48)}, "img_sise.*did you mean 'img_size'"),
         ({"type": "S5Dataset"}, "S5Dataset.*S4Dataset"),
     ],
@@ -218,7 +218,7 @@ def test_a_wrong_setting_is_named(drawn: Path, splits: Splits, change: dict[str,
         ("[1, 2]", "must be a JSON object"),
         ("{", "not readable JSON"),
         ('{"a": "1"}', "must be a JSON object from class names to numbers"),
-        ('{"a": 71}', "'a' the number 71, but num_class=71"),
+        ('{"a": 71}', "'a' the number 71, but num_classes=71"),
         ('{"a": 1, "b": 1}', "number 1 to 'a' and to 'b'"),
         (None, "label2idx.json is missing"),
     ],

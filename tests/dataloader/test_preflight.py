@@ -26,7 +26,7 @@ NAME = "stamps_val_00001"
 
 
 def config(root: Path, splits: Splits, task: str = "ms3", **more: Any) -> dict[str, Any]:
-    return {"task": task, "dataset": splits(root, task, **more), "process": {"num_works": 0}}
+    return {"task": task, "dataset": splits(root, task, **more), "process": {"num_workers": 0}}
 
 
 def check(cfg: dict[str, Any], **options: Any) -> Any:
@@ -175,7 +175,7 @@ def strange_colour(root: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "damage", "kind", "message"),
     [
-        ("avss", strange_colour, "masks", r"labels_rgb/3\.png has the colour \(1, 2, 3\), which is none of the 71"),
+        ("avss", strange_colour, "masks", r"labels_rgb/3\.png has the colour \(1, 2, 3\), which is not one of the 71"),
         ("avss", lambda r: (avss_clip(r) / "frames/4.jpg").unlink(), "frames", r"frames/4\.jpg is missing"),
         ("avss", lambda r: cut(avss_clip(r) / "frames/4.jpg", 0.6), "frames", r"frames/4\.jpg cannot be read"),
         ("avss", lambda r: shutil.rmtree(avss_clip(r) / "labels_rgb"), "masks", "labels_rgb is missing"),

@@ -82,8 +82,8 @@ def test_published_avss_settings_of_each_family() -> None:
 
 
 WRONG = {
-    "process.train_epoch=3": "process.train_epoch is no option: did you mean 'train_epochs'",
-    "process.precision=8": "process.precision='8' is none of '32', 'bf16', '16', 'auto'",
+    "process.train_epoch=3": "process.train_epoch is not an option: did you mean 'train_epochs'",
+    "process.precision=8": "process.precision='8' is not one of '32', 'bf16', '16', 'auto'",
     "process.train_epochs=0": "process.train_epochs=0 must be a whole number, 1 or more",
     "process.seed=-1": "process.seed=-1 must be",
     "process.num_works=two": "process.num_workers='two' must be a whole number",
@@ -96,12 +96,12 @@ WRONG = {
     "model.neck=FPN": "model.neck must be None",
     "proces.seed=1": "the config has no 'proces': did you mean 'process'",
     "model.head.fusion.x=1": "model.head has no 'fusion'",
-    "dataset.train.type=Foo": "dataset.train.type='Foo' is no data set",
+    "dataset.train.type=Foo": "dataset.train.type='Foo' is not a data set",
     "dataset.val=None": "dataset.val is missing",
     "task=s4": "its data sets are of ms3",
-    "extra=1": "'extra' is no section of a config",
-    "seed": "is no override: write key=value",
-    "process.seed.x=1": "has no 'seed'",
+    "extra=1": "'extra' is not a section of a config",
+    "seed": "is not an override: write key=value",
+    "process.seed.x=1": "process.seed is a value and has no keys",
 }
 
 
@@ -127,5 +127,5 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         load_config(broken)
     with pytest.raises(ConfigError, match="is a config for ms3, not for s4: run it with ms3"):
         load_config("config/ms3/MoDAT_pvt2_ms3.py", task="s4")
-    with pytest.raises(ConfigError, match="'ms4' is no task"):
+    with pytest.raises(ConfigError, match="'ms4' is not a task"):
         load_config("config/ms3/MoDAT_pvt2_ms3.py", task="ms4")

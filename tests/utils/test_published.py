@@ -62,6 +62,6 @@ def test_published_losses_become_weights() -> None:
     cfg = section(loss={"weight_dict": {"iou_loss": 2.0, "mix_loss": 0.5}, "loss_type": "bce"})
     translate(cfg)
     assert cfg.loss == {"mask_weight": 2.0, "mix_weight": 0.5, "mask_loss": "bce"}
-    for weights, words in (({"mask_loss": 1.0}, "write mix_loss"), ({"box": 1.0}, "weight_dict.box is no loss")):
+    for weights, words in (({"mask_loss": 1.0}, "write mix_loss"), ({"box": 1.0}, "weight_dict.box is not a loss")):
         with pytest.raises(ConfigError, match=words):
             translate(section(loss={"weight_dict": weights}))
