@@ -9,12 +9,12 @@ if [ $# -eq 0 ]; then
 usage: bash test.sh TASK CONFIG CHECKPOINT [options] [key=value ...]
 
   TASK          s4, ms3 or avss
-  CONFIG        one of those below, or your own
+  CONFIG        one of the configs below, or your own
   CHECKPOINT    weights, published or ours
   --split S     train, val or test (default)
-  --audio A     real (default), silence, noise, or shuffled: each clip hears another one's sound
-  --save-masks  write the predicted masks in AVSBench's form
-  --oracle      instead of CHECKPOINT: score the masks of all objects, sounding or not (stamps data)
+  --audio A     real (default), silence, noise, or shuffled: each clip with the audio of another clip
+  --save-masks  write the predicted masks in the layout of AVSBench
+  --oracle      score the masks of all objects, sounding or not, instead of CHECKPOINT (stamps data)
   key=value     any key of the config
 
 USAGE

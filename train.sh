@@ -9,13 +9,14 @@ if [ $# -eq 0 ]; then
 usage: bash train.sh TASK CONFIG [--resume | --overwrite] [key=value ...]
 
   TASK         s4, ms3 or avss
-  CONFIG       one of those below, or your own
-  --resume     go on from the run's last checkpoint
-  --overwrite  delete the run in work_dir/<config name>, and start anew
+  CONFIG       one of the configs below, or your own
+  --resume     continue from the last checkpoint of the run
+  --overwrite  delete the run in work_dir/<config name> and start again
   key=value    any key of the config: process.train_epochs=3 optimizer.lr=1e-4
 
-Makes the environment and, for the *_stamps.py configs, the data, where they are missing. Uses all GPUs of this machine;
+Creates the environment and, for the *_stamps.py configs, the data if they are missing. Uses all GPUs of this machine;
 several machines: NNODES=4 NODE_RANK=0..3 MASTER_ADDR=host bash train.sh ..., or srun bash train.sh ... under SLURM.
+OMP_NUM_THREADS, OMP_WAIT_POLICY=ACTIVE and MODAT_KEEP_ALLOCATOR=0 override what is chosen for the CPU.
 
 USAGE
     modat_configs

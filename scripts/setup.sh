@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the Python environment that everything else runs in; `source` it, or run it to prepare ahead.
-# The active virtual environment or conda environment is used; where none is active, .venv beside this project is made.
-# A stamp in the environment (hash of requirements.txt, Python's version) makes the second call return at once.
+# Sets up the Python environment of the project; `source` it, or run it in advance.
+# Uses the active virtual or conda environment; without one, creates .venv in the project folder.
+# A stamp in the environment (hash of requirements.txt, version of Python) lets later calls return at once.
 
 _modat_setup() {
     local root requirements prefix stamp wanted candidate
@@ -24,7 +24,7 @@ _modat_setup() {
         fi
     fi
     if [ ! -x "$prefix/bin/python" ]; then
-        echo "error: the active environment $prefix has no bin/python; deactivate it, or make it again" >&2
+        echo "error: the active environment $prefix has no bin/python; deactivate it or recreate it" >&2
         return 1
     fi
     export VIRTUAL_ENV="$prefix"
@@ -39,7 +39,7 @@ _modat_setup() {
         return 0
     fi
     (
-        # Two launchers that start together must not install over each other.
+        # Launchers started at the same time must not install concurrently.
         if command -v flock >/dev/null 2>&1; then
             exec 9>"$prefix/.modat-setup.lock" && flock 9
             if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
@@ -52,17 +52,17 @@ _modat_setup() {
             }
         fi
         "$MODAT_PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2 || {
-            echo "error: pip could not install $requirements into $prefix (its words are above)" >&2
+            echo "error: pip could not install $requirements into $prefix (see its output above)" >&2
             exit 1
         }
-        # mmengine imports yapf, which writes its grammars to ~/.cache when first imported, and not atomically: processes
-        # that start together would read half a file.
+        # mmengine imports yapf, which writes its grammars to ~/.cache on first import, not atomically: processes started
+        # at the same time could read a partial file.
         "$MODAT_PYTHON" -c "import mmengine" >/dev/null 2>&1 || true
         printf '%s\n' "$wanted" >"$stamp.$$" && mv -f "$stamp.$$" "$stamp"
     )
 }
 
-# The first interpreter that pins exist for; a pyenv shim may be on the PATH and still not run, so each is tried.
+# The first interpreter of a supported version; each is run, since a pyenv shim on the PATH may fail.
 _modat_find_python() {
     local candidate
     for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do

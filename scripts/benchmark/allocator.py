@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-LAUNCHER = Path(__file__).with_name("launch.sh")
+LAUNCHER = Path(__file__).parents[1] / "launch.sh"
 
 
 def glibc_defaults() -> dict[str, str]:

@@ -17,13 +17,19 @@ PRINTER = """
 import json, os, sys
 print(json.dumps(dict(arguments=sys.argv[1:], folder=os.getcwd(), prefix=sys.prefix,
     allocator={key: value for key, value in os.environ.items()
-               if 'MALLOC_' in key or key in ('LD_PRELOAD', 'GLIBC_TUNABLES')})))
+               if 'MALLOC_' in key or key in ('LD_PRELOAD', 'GLIBC_TUNABLES')},
+    openmp={key: value for key, value in os.environ.items() if key.startswith(('OMP_', 'GOMP_'))})))
 """
 
 
-def bash(script: Path, *arguments: object, folder: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def bash(
+    script: Path, *arguments: object, folder: Path = ROOT, unset: tuple[str, ...] = (), **extra: str
+) -> subprocess.CompletedProcess[str]:
     variables = environment(**extra)
-    for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+    for name in ("VIRTUAL_ENV", "CONDA_PREFIX", *unset):
         if name not in extra:
             variables.pop(name, None)
     return subprocess.run(
@@ -112,6 +118,97 @@ def test_glibc_or_tcmalloc_keeps_memory_and_what_the_user_set_stays(project: Pat
     assert preloaded["TCMALLOC_RELEASE_RATE"] == "0" and not glibc.keys() & preloaded.keys()
     assert told(PATH=path, LD_PRELOAD="mine.so") == glibc | {"LD_PRELOAD": "mine.so"}
     assert told(PATH=path, MODAT_KEEP_ALLOCATOR="0") == {}
+
+
+def system(root: Path, *, allowed: str, siblings: int = 1, files: dict[str, str] | None = None) -> str:
+    """A made-up /proc and /sys: CPUs by affinity, hyperthreads per core, control groups."""
+    written = {
+        "proc/self/status": f"Name:\tbash\nCpus_allowed_list:\t{allowed}\n",
+        "sys/devices/system/cpu/online": "0-63\n",
+        "proc/self/cgroup": "0::/\n",
+        **{
+            f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list": f"{cpu // siblings * siblings}\n"
+            for cpu in range(64)
+        },
+        **(files or {}),
+    }
+    for name, text in written.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return str(root)
+
+
+V2 = {"sys/fs/cgroup/cpu.max": "200000 100000\n"}
+V1 = {
+    "proc/self/cgroup": "4:memory:/a\n3:cpu,cpuacct:/docker/abc\n0::/\n",
+    "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "350000\n",
+    "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+}
+PARENT = {
+    "proc/self/cgroup": "0::/slice/job/step\n",
+    "sys/fs/cgroup/slice/job/step/cpu.max": "max 100000\n",
+    "sys/fs/cgroup/slice/job/cpu.max": "800000 100000\n",
+    "sys/fs/cgroup/slice/cpu.max": "50000 100000\n",
+}
+NO_QUOTA = {
+    "proc/self/cgroup": "1:cpu:/\n",
+    "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+    "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "siblings", "files", "arguments", "threads", "words"),
+    [
+        ("0-63", 1, V2, [], "2", "cpu: 2 threads (quota 2.0, affinity 64 of 64), passive waiting"),
+        ("0-1", 1, V2, [], "2", "cpu: 2 threads (quota 2.0, affinity 2 of 64), passive waiting"),
+        ("3", 1, V2, [], "1", "cpu: 1 thread (quota 2.0, affinity 1 of 64), passive waiting"),
+        ("0-63", 1, V1, [], "3", "cpu: 3 threads (quota 3.5, affinity 64 of 64), passive waiting"),
+        ("0-63", 1, PARENT, [], "1", "cpu: 1 thread (quota 0.5, affinity 64 of 64), passive waiting"),
+        ("0-1,8-9,60", 1, NO_QUOTA, [], "5", "cpu: 5 threads (no quota, affinity 5 of 64), passive waiting"),
+        ("0-31", 2, {}, [], "16", "cpu: 16 threads (no quota, affinity 32 of 64, 16 cores), passive waiting"),
+        ("0-7", 1, {}, ["process.devices=3"], "2", "affinity 8 of 64; for each of 3 processes)"),
+        ("0-7", 1, V2, ["process.devices=4"], "1", "cpu: 1 thread (quota 2.0, affinity 8 of 64; for each of 4"),
+    ],
+)
+def test_threads_by_quota_affinity_cores_and_processes(
+    project: Path,
+    tmp_path: Path,
+    allowed: str,
+    siblings: int,
+    files: dict[str, str],
+    arguments: list[str],
+    threads: str,
+    words: str,
+) -> None:
+    root = system(tmp_path / "root", allowed=allowed, siblings=siblings, files=files)
+    cpu_only = {"CUDA_VISIBLE_DEVICES": "", "MODAT_SYSTEM_ROOT": root}
+    done = bash(project / "train.sh", "ms3", *arguments, unset=OPENMP, **cpu_only)
+    assert json.loads(done.stdout)["openmp"] == {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    assert words in done.stderr
+
+
+def test_threads_are_shared_by_the_processes_of_gpus_and_of_slurm(project: Path, tmp_path: Path) -> None:
+    root = system(tmp_path / "root", allowed="0-15")
+
+    def threads(script: str, **variables: str) -> str:
+        extra = {"MODAT_SYSTEM_ROOT": root, "CUDA_VISIBLE_DEVICES": "0,1,2,3", **variables}
+        done = bash(project / script, "ms3", unset=OPENMP, **extra)
+        return str(json.loads(done.stdout)["openmp"]["OMP_NUM_THREADS"])
+
+    assert threads("train.sh") == "4"
+    assert threads("test.sh") == "16"
+    assert threads("train.sh", SLURM_NTASKS="8", SLURM_NTASKS_PER_NODE="8") == "2"
+    assert threads("train.sh", SLURM_NTASKS="8", SLURM_NTASKS_PER_NODE="8", SLURM_CPUS_PER_TASK="16") == "16"
+
+
+@pytest.mark.parametrize("waiting", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "1000"}])
+def test_threads_and_waiting_that_the_user_set_stay(project: Path, waiting: dict[str, str]) -> None:
+    done = bash(project / "train.sh", "ms3", unset=OPENMP, OMP_NUM_THREADS="7", **waiting)
+    assert json.loads(done.stdout)["openmp"] == {"OMP_NUM_THREADS": "7", **waiting}
+    [(name, value)] = waiting.items()
+    assert f"cpu: 7 threads (OMP_NUM_THREADS), {name}={value}" in done.stderr
 
 
 def test_several_machines_need_their_number_and_the_first_ones_name(project: Path) -> None:
