@@ -82,12 +82,12 @@ class AVFusion(nn.Module):
         """Fuse audio with each scale.
 
         Args:
-            audio: audio embedding of each frame (N, 1, C).
+            audio: audio embedding of each frame (N, A, C), A = 1 for encoders with one embedding per frame.
             features: the scales, finest first, (N, C, H_l, W_l).
             frame_mask: (N,), 0 for padded frames; used by `temporal` only.
 
         Returns:
-            Audio tokens (N, A, C), one per scale.
+            Audio tokens (N, scales * A, C).
 
         Raises:
             ValueError: `temporal`, and N is not a multiple of T.
@@ -113,5 +113,5 @@ class AVFusion(nn.Module):
         mask = None
         if frame_mask is not None:
             mask = frame_mask.bool().view(clips, self.num_frames).repeat_interleave(length, dim=1)  # (B, T * L)
-        fused = layer(audio.reshape(clips, self.num_frames, channels), pixels.reshape(clips, -1, channels), mask)
-        return fused.reshape(frames, 1, channels)
+        fused = layer(audio.reshape(clips, -1, channels), pixels.reshape(clips, -1, channels), mask)
+        return fused.reshape(audio.shape)

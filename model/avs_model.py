@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from model.audio_norm import AudioNorm
 from model.head import ModelOutput
 from utils.registry import MODELS
 
@@ -14,9 +15,11 @@ class AVSModel(nn.Module):
 
     Args:
         backbone: frames -> four feature maps.
-        audio_encoder: log-mel -> embedding of size `audio_dim`.
+        audio_encoder: log-mel -> embedding of D numbers per frame, or of A tokens per frame. Its attributes say what it
+            takes and gives: `input_shape`, `audio_dim`, `front_end` (see dataloader/front_ends.py), `frozen`.
         head: feature maps and audio -> logits.
-        audio_dim: size of the audio embedding.
+        audio_dim: D.
+        audio_norm: normalisation of the embeddings, see `AudioNorm`; None leaves them as they are, as published.
         embed_dim: C.
         num_frames: T, frames per clip.
     """
@@ -27,6 +30,7 @@ class AVSModel(nn.Module):
         audio_encoder: nn.Module,
         head: nn.Module,
         audio_dim: int = 128,
+        audio_norm: str | None = None,
         embed_dim: int = 256,
         num_frames: int = 5,
     ) -> None:
@@ -34,9 +38,11 @@ class AVSModel(nn.Module):
         self.num_frames = num_frames
         self.backbone = backbone
         self.audio_encoder = audio_encoder
+        self.audio_norm = None if audio_norm is None else AudioNorm(audio_norm, audio_dim)
         self.audio_proj = nn.Linear(audio_dim, embed_dim)
         self.head = head
-        self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.modules())
+        self._batch_norms = tuple(module for module in self.modules() if isinstance(module, _BatchNorm))
+        self._backbone_frozen = False
 
     def forward(
         self,
@@ -51,12 +57,12 @@ class AVSModel(nn.Module):
         """Segment the sounding objects of each frame.
 
         Args:
-            log_mel: log-mel of the second of audio around each frame, (N, 1, 96, 64).
+            log_mel: log-mel of the second of audio around each frame, (N, *input_shape): (N, 1, 96, 64) for VGGish.
             frames: ImageNet-normalised, (N, 3, H, W).
             frame_mask: (N,), 0 for padded frames, whose features, logits and mask feature become zero.
             frame_indices: (A,), frames whose masks are predicted: the labelled ones in training, those without padding
                 in evaluation; None for all. Queries are decoded for these frames only.
-            embedding: precomputed output of `audio_encoder`, (N, audio_dim).
+            embedding: precomputed output of `audio_encoder`, (N, D) or (N, A, D).
             features: precomputed outputs of `backbone`, (N, channels[l], H_l, W_l) each.
 
         Returns:
@@ -65,11 +71,14 @@ class AVSModel(nn.Module):
         Raises:
             ValueError: shapes do not fit together.
         """
-        _check(log_mel, frames)
+        _check(log_mel, frames, getattr(self.audio_encoder, "input_shape", None))
         if embedding is None:
             embedding = self.audio_encoder(log_mel)
         features = self._features(frames, frame_mask) if features is None else _mask_frames(features, frame_mask)
-        audio = self.audio_proj(embedding)[:, None]  # (N, 1, C)
+        if self.audio_norm is not None:
+            embedding = self.audio_norm(embedding)
+        audio = self.audio_proj(embedding)  # (N, C) or (N, A, C)
+        audio = audio[:, None] if audio.dim() == 2 else audio  # (N, A, C), A = 1 for one embedding per frame
         out: ModelOutput = self.head(features, audio, frame_mask, frame_indices)
 
         mask = frame_mask if frame_mask is None or frame_indices is None else frame_mask[frame_indices]
@@ -79,15 +88,26 @@ class AVSModel(nn.Module):
     def _features(self, frames: Tensor, frame_mask: Tensor | None) -> list[Tensor]:
         """The backbone's maps (N, channels[l], H_l, W_l), zero for padded frames, which the backbone skips."""
         # Batch statistics are those of all frames, as published; a compiled graph has a fixed number of frames.
-        skip = not torch.compiler.is_compiling() and not (self.training and self._has_batch_norm)
+        skip = not torch.compiler.is_compiling() and not any(norm.training for norm in self._batch_norms)
         unpadded = flagged_indices(frame_mask) if skip else None
         if unpadded is None:
             return _mask_frames(self.backbone(frames), frame_mask)
         return [scatter_rows(x, unpadded, len(frames)) for x in self.backbone(frames[unpadded])]
 
     def freeze_backbone(self, freeze: bool = True) -> None:
-        """Freeze the image backbone, or with `freeze=False` train it again."""
+        """Freeze the image backbone with its BatchNorm statistics, or with `freeze=False` train it again."""
+        self._backbone_frozen = freeze
         self.backbone.requires_grad_(not freeze)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "AVSModel":
+        """Set training mode; BatchNorm of a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self._backbone_frozen:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def set_activation_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations of backbone, transformer and mask head in the backward pass: less memory, more time.
@@ -115,13 +135,13 @@ def scatter_rows(x: Tensor, indices: Tensor | None, count: int) -> Tensor:
     return x if indices is None else x.new_zeros(count, *x.shape[1:]).index_copy(0, indices, x)
 
 
-def _check(log_mel: Tensor, frames: Tensor) -> None:
+def _check(log_mel: Tensor, frames: Tensor, input_shape: tuple[int, ...] | None) -> None:
     if frames.dim() != 4 or frames.shape[1] != 3:
         raise ValueError(f"frames must be (N, 3, H, W), got {tuple(frames.shape)}")
-    if log_mel.shape != (frames.shape[0], 1, 96, 64):
-        raise ValueError(
-            f"log_mel must be (N, 1, 96, 64) with N = {frames.shape[0]} frames, got {tuple(log_mel.shape)}"
-        )
+    expected = (frames.shape[0], *(input_shape or log_mel.shape[1:]))
+    if log_mel.shape != expected:
+        shape = ", ".join(map(str, expected[1:]))
+        raise ValueError(f"log_mel must be (N, {shape}) with N = {expected[0]} frames, got {tuple(log_mel.shape)}")
 
 
 def _mask_frames(maps: list[Tensor], frame_mask: Tensor | None) -> list[Tensor]:

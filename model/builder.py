@@ -24,16 +24,16 @@ def build_model(cfg: Mapping[str, Any]) -> AVSModel:
         ConfigError: an unknown type or key, or sizes that do not fit together.
     """
     options = dict(cfg)
-    embed_dim, audio_dim, num_frames = (
-        _size(options, key, default) for key, default in (("embed_dim", 256), ("audio_dim", 128), ("num_frames", 5))
-    )
+    embed_dim, num_frames = (_size(options, key, default) for key, default in (("embed_dim", 256), ("num_frames", 5)))
     resolve(MODELS, options, where="model")
     backbone = _build_backbone(options.pop("backbone", None))
-    audio_encoder = _build_audio_encoder(options.pop("audio_encoder", {}), audio_dim)
+    audio_encoder = _build_audio_encoder(options.pop("audio_encoder", {}), options)
     head = _build_head(
         options.pop("head", None), in_channels=backbone.channels, embed_dim=embed_dim, num_frames=num_frames
     )
-    model: AVSModel = build(MODELS, options, where="model", backbone=backbone, audio_encoder=audio_encoder, head=head)
+    sizes = {"audio_dim": audio_encoder.audio_dim} if hasattr(audio_encoder, "audio_dim") else {}
+    parts = {"backbone": backbone, "audio_encoder": audio_encoder, "head": head}
+    model: AVSModel = build(MODELS, options, where="model", **parts, **sizes)
     # Feature maps are read as tokens: channels_last avoids a weight transpose per call.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -49,10 +49,11 @@ def _build_backbone(cfg: Mapping[str, Any] | None) -> Any:
     return build(MODELS, {**options, "type": "TimmBackbone"}, where=where, name=options["type"])
 
 
-def _build_audio_encoder(cfg: Mapping[str, Any], audio_dim: int) -> nn.Module:
-    """An audio encoder; `weights` and `pca_weights` are left to load_pretrained."""
+def _build_audio_encoder(cfg: Mapping[str, Any], model_cfg: Mapping[str, Any]) -> nn.Module:
+    """An audio encoder, with `model.audio_dim` where given; `weights` and `pca_weights` are left to load_pretrained."""
     options = {key: value for key, value in cfg.items() if key not in ("weights", "pca_weights")}
-    encoder: nn.Module = build(MODELS, _with_type(options, "VGGish"), where="model.audio_encoder", audio_dim=audio_dim)
+    sizes = {"audio_dim": _size(model_cfg, "audio_dim", 128)} if "audio_dim" in model_cfg else {}
+    encoder: nn.Module = build(MODELS, _with_type(options, "VGGish"), where="model.audio_encoder", **sizes)
     return encoder
 
 

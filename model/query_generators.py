@@ -55,8 +55,8 @@ class RepeatGenerator(nn.Module):
         self.num_queries = num_queries
 
     def forward(self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None) -> GeneratedQueries:
-        """Audio (N, 1, C) -> queries (N, Q, C); the features (N, C, H_l, W_l) are not used."""
-        return GeneratedQueries(audio.expand(-1, self.num_queries, -1), audio)
+        """Audio (N, A, C) -> queries (N, Q, C); the features (N, C, H_l, W_l) are not used."""
+        return GeneratedQueries(_one_token(audio).expand(-1, self.num_queries, -1), audio)
 
 
 @MODELS.register_module()
@@ -84,7 +84,7 @@ class AttentionGenerator(nn.Module):
         self.layers = nn.ModuleList(QueryLayer(embed_dim, num_heads, ffn_dim) for _ in range(num_layers))
 
     def forward(self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None) -> GeneratedQueries:
-        """Audio (N, 1, C) -> queries (N, Q, C); the features (N, C, H_l, W_l) are not used."""
+        """Audio (N, A, C) -> queries (N, Q, C); the features (N, C, H_l, W_l) are not used."""
         queries = self.query.weight.expand(audio.shape[0], -1, -1)
         for layer in self.layers:
             queries = layer(queries, audio)
@@ -132,12 +132,18 @@ class EncoderDecoderGenerator(nn.Module):
         self.layer_mix = nn.Linear(num_layers, 1)
 
     def forward(self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None) -> GeneratedQueries:
-        """Audio (N, 1, C), features (N, C, H_l, W_l), frame mask (N,) -> queries (N, Q, C), audio tokens (N, A, C)."""
+        """Audio (N, A, C), features (N, C, H_l, W_l), frame mask (N,) -> queries (N, Q, C), audio tokens (N, A, C)."""
         audio_tokens = audio if self.av_fusion is None else self.av_fusion(audio, features, frame_mask)
-        queries = audio if self.query is None else audio + self.query.weight  # (N, 1 or Q, C)
+        start = _one_token(audio)
+        queries = start if self.query is None else start + self.query.weight  # (N, 1 or Q, C)
         outputs = []
         for layer in self.decoder:
             queries = layer(queries, audio_tokens)
             outputs.append(queries)
         mixed = self.layer_mix(torch.stack(outputs, dim=-1)).squeeze(-1)
         return GeneratedQueries(mixed.expand(-1, self.num_queries, -1), audio_tokens)
+
+
+def _one_token(audio: Tensor) -> Tensor:
+    """The audio token (N, 1, C); the mean of several tokens per frame."""
+    return audio if audio.shape[1] == 1 else audio.mean(dim=1, keepdim=True)

@@ -1,5 +1,6 @@
 """VGGish: an embedding of one second of audio (Hershey et al., 2017)."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from utils.registry import MODELS
 
 MEL_FRAMES, MEL_BANDS = 96, 64
+SILENCE = math.log(0.01) + 1e-4
+"""Log-mel of digital silence, log(0 + 0.01), with room for rounding."""
 
 
 @MODELS.register_module()
@@ -23,10 +26,14 @@ class VGGish(nn.Module):
         audio_dim: size of the embedding.
         batch_norm: batch normalisation after each layer (Ioffe & Szegedy, 2015), for training from random
             initialisation; the pretrained weights have none.
+        mark_silence: zero the embedding of digital silence, so that `AudioNorm` can tell it apart; off as published.
 
     Raises:
         ValueError: `channels` does not have four widths.
     """
+
+    front_end = "vggish"
+    input_shape = (1, MEL_FRAMES, MEL_BANDS)
 
     def __init__(
         self,
@@ -36,11 +43,14 @@ class VGGish(nn.Module):
         hidden_dim: int = 4096,
         audio_dim: int = 128,
         batch_norm: bool = False,
+        mark_silence: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) != 4:
             raise ValueError(f"VGGish has four stages, got channels={tuple(channels)}")
         self.frozen = frozen
+        self.audio_dim = audio_dim
+        self.mark_silence = mark_silence
         self.features = _convolutions(channels, batch_norm)
         widths = (channels[-1] * (MEL_FRAMES // 16) * (MEL_BANDS // 16), hidden_dim, hidden_dim, audio_dim)
         self.embeddings = nn.Sequential()
@@ -57,7 +67,11 @@ class VGGish(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.features(log_mel)  # (N, channels, 6, 4)
             embedding = self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))
-            return embedding if self.pca is None else self.pca(embedding)
+            embedding = embedding if self.pca is None else self.pca(embedding)
+            if self.mark_silence:
+                silent = log_mel.flatten(1).amax(dim=1) <= SILENCE
+                embedding = embedding.masked_fill(silent[:, None], 0.0)
+            return embedding
 
     def _initialise(self) -> None:
         # He initialisation (He et al., 2015) keeps the variance of activations; PyTorch's default shrinks it by about

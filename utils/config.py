@@ -91,7 +91,10 @@ class ProcessConfig:
 
 WORDS = {"true": "True", "false": "False", "null": "None"}
 """Spellings of other languages that an override may use -> Python's."""
-_DEFAULTS = {"optimizer": {"type": "AdamW", "lr": 2e-5}, "loss": {"type": "SegmentationLoss"}}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "optimizer": {"type": "AdamW", "lr": 2e-5},
+    "loss": {"type": "SegmentationLoss"},
+}
 _CHOICES = {
     "process.precision": ("32", "bf16", "16", "auto"),
     "process.matmul_precision": ("highest", "high", "medium"),

@@ -8,7 +8,8 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.strategies import DDPStrategy, FSDPStrategy, Strategy
-from torch import Tensor, nn
+from lightning.fabric.wrappers import _FabricModule
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -96,14 +97,15 @@ def all_reduce(value: Tensor, operation: str, fabric: Fabric) -> Tensor:
     return value
 
 
-def full_weights(fabric: Fabric, model: nn.Module) -> dict[str, Tensor]:
+def full_weights(fabric: Fabric, model: _FabricModule) -> dict[str, Any]:
     """The model's weights by name, complete on the first process whatever the strategy; called on all processes."""
     if isinstance(fabric.strategy, FSDPStrategy):
-        return get_model_state_dict(model.module, options=FULL)
-    return model.module.state_dict()
+        return dict(get_model_state_dict(model.module, options=FULL))
+    weights: dict[str, Any] = model.module.state_dict()
+    return weights
 
 
-def full_states(fabric: Fabric, model: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def full_states(fabric: Fabric, model: _FabricModule, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Weights and optimizer state, complete on the first process whatever the strategy; called on all processes.
 
     Args:
@@ -112,11 +114,12 @@ def full_states(fabric: Fabric, model: nn.Module, optimizer: Any) -> tuple[dict[
         optimizer: from `fabric.setup_optimizers`.
     """
     if isinstance(fabric.strategy, FSDPStrategy):
-        return get_state_dict(model.module, optimizer.optimizer, options=FULL)
+        weights, state = get_state_dict(model.module, optimizer.optimizer, options=FULL)
+        return dict(weights), dict(state)
     return model.module.state_dict(), optimizer.state_dict()
 
 
-def load_optimizer(fabric: Fabric, model: nn.Module, optimizer: Any, checkpoint: Mapping[str, Any]) -> None:
+def load_optimizer(fabric: Fabric, model: _FabricModule, optimizer: Any, checkpoint: Mapping[str, Any]) -> None:
     """The optimizer state of a checkpoint, as `full_states` gave it."""
     state = checkpoint["optimizer"]
     if isinstance(fabric.strategy, FSDPStrategy):

@@ -22,13 +22,13 @@ class FrozenFeatures:
 
     Args:
         network: (T, ...) -> (T, ...), or a list of such.
-        folder: of the cache; each set of weights has its own folder below it.
+        folder: of the cache; each set of weights has its own folder below it. None keeps nothing on disk.
         in_memory: also keep in memory what was read, for small features.
     """
 
-    def __init__(self, network: nn.Module, folder: Path, *, in_memory: bool) -> None:
+    def __init__(self, network: nn.Module, folder: Path | None, *, in_memory: bool) -> None:
         self.network = network
-        self.folder = folder / weights_hash(network)
+        self.folder = None if folder is None else folder / weights_hash(network)
         self.in_memory = in_memory
         self._memory: dict[str, list[Tensor]] = {}
 
@@ -41,6 +41,8 @@ class FrozenFeatures:
         key = hashlib.sha256(clip.float().contiguous().cpu().numpy().data).hexdigest()
         if key in self._memory:
             return self._memory[key]
+        if self.folder is None:
+            return self._compute(clip)
         path = self.folder / key[:2] / f"{key}.safetensors"
         found = _read(path, len(clip))
         if found is None:
@@ -53,13 +55,14 @@ class FrozenFeatures:
         return found
 
     def _compute(self, clip: Tensor) -> list[Tensor]:
-        training = self.network.training
+        modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         try:
             with torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
                 out = self.network(clip.float())
         finally:
-            self.network.train(training)
+            for module, training in modes:  # frozen normalisation stays in evaluation mode within a training network
+                module.training = training
         return [feature.cpu().contiguous() for feature in (out if isinstance(out, Sequence) else [out])]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -26,7 +27,7 @@ Predict = Callable[[Batch, int], Tensor]
 
 
 def train_one_epoch(
-    model: nn.Module,
+    model: _FabricModule,
     criterion: nn.Module,
     loader: DataLoader[Batch],
     optimizer: Optimizer,

@@ -207,7 +207,7 @@ class Run:
             lr_factor=fabric.world_size if process.lr_scaling == "linear" else 1.0,
             fused=process.precision != "16",  # in fp16 it would unscale gradients itself, after they are clipped
         )
-        self.optimizer = fabric.setup_optimizers(optimizer)
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
         self.schedule, self.schedule_interval = None, ""
         if process.lr_schedule is not None:
             steps = math.ceil(batches / process.accumulate) * int(process.train_epochs)
@@ -220,6 +220,7 @@ class Run:
             self.checkpoint = None
         self._freeze(self.position.epoch < process.freeze_epochs)
         self.known = self._known_features()
+        self._fit_audio_norm()
 
     def _loaders(self) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
         self.data.rank, self.data.world_size = self.fabric.global_rank, self.fabric.world_size
@@ -244,6 +245,21 @@ class Run:
         if process.cache_backbone and self.frozen and whole:
             maps = FrozenFeatures(self.model.backbone, folder / ".backbone_cache", in_memory=False)
         return KnownFeatures(embeddings, maps)
+
+    def _fit_audio_norm(self) -> None:
+        """Statistics of the training sounds, where the model asks for them; every process computes the same."""
+        norm = self.model.audio_norm
+        if norm is None or not norm.needs_statistics():
+            return
+        if not self.model.audio_encoder.frozen:
+            raise ConfigError(
+                "model.audio_norm='standardise' needs a frozen audio encoder: set model.audio_encoder.frozen=True, or "
+                "model.audio_norm to 'batch' or 'layer'."
+            )
+        dataset, device = self.data.dataset("train"), self.fabric.device
+        encode = self.known.embeddings or FrozenFeatures(self.model.audio_encoder, None, in_memory=False)
+        log_mels = (dataset.read_log_mel(clip).to(device) for clip in dataset.clips)
+        norm.fit(encode(log_mel[None])[0] for log_mel in log_mels)
 
     def _train_epoch(self, loader: DataLoader[Batch]) -> None:
         position, schedule = self.position, self.schedule
