@@ -1,4 +1,4 @@
-"""What every entry point does around its work: paths, user errors, data made on demand. Imports nothing heavy."""
+"""Common to all entry points: paths, errors of the user, data made on demand. Imports nothing heavy."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 USER_ERROR = 2
 INTERRUPTED = 130
 
-# The keys of a split's config that name its table, by which missing data is noticed.
+# Keys of a split's config that name its table; where the table is missing, so is the data.
 TABLE_KEYS = ("anno_csv", "meta_csv_path")
 
 
@@ -36,7 +36,7 @@ class StopRequested(Exception):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run an entry point and exit with its status; a user's mistake becomes one line and status 2, not a traceback."""
+    """Run an entry point and exit with its status; an error of the user becomes one line and status 2."""
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -49,20 +49,20 @@ def run(main: Callable[[], int | None]) -> None:
             print(f"\nstopped by signal {stop.signal_number}: {where}", file=sys.stderr, flush=True)
         sys.exit(128 + stop.signal_number)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already: a further Ctrl-C would only break that
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is ending; another Ctrl-C would interrupt that
         print("\nstopped by Ctrl-C", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # `python train.py ... | head`: the reader left; Python would complain once more while closing stdout.
+        # `python train.py ... | head`: the reader has closed the pipe; closing stdout would raise once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
 def find_file(name: str, what: str) -> Path:
-    """A file named on the command line, from the caller's folder or else from the project's.
+    """A file named on the command line, relative to the working directory or else to the project.
 
     Raises:
-        ConfigError: it is in neither.
+        ConfigError: there is no such file in either.
     """
     for candidate in (Path(name), ROOT / name):
         if candidate.is_file():
@@ -71,12 +71,12 @@ def find_file(name: str, what: str) -> Path:
 
 
 def shipped_configs() -> list[str]:
-    """Every config to start from, as paths from the project's folder."""
+    """All configs but the bases, as paths relative to the project."""
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "config").rglob("*.py") if "_base_" not in path.parts)
 
 
 def rank() -> int:
-    """This process's number among all of the run, by what the launcher set; 0 where it is alone."""
+    """Rank of this process, from the launcher's environment; 0 for a single process."""
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         value = os.environ.get(name, "")
         if value.isdigit():
@@ -94,7 +94,7 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def tables(cfg: Any) -> list[Path]:
-    """Tables of clips that the config's splits name."""
+    """Tables of clips that the splits of a config name."""
     names = [
         split[key] for split in cfg.dataset.values() if isinstance(split, Mapping) for key in TABLE_KEYS if key in split
     ]
@@ -102,14 +102,14 @@ def tables(cfg: Any) -> list[Path]:
 
 
 def missing_tables(cfg: Any) -> list[Path]:
-    """Those that the disk lacks."""
+    """Those of them that do not exist."""
     return [table for table in tables(cfg) if not table.is_file()]
 
 
 def ensure_stamps(cfg: Any, config_path: Path) -> None:
-    """Make the stamps data that a config describes in `stamps`, where its table is missing.
+    """Make the stamps data that a config describes in `stamps`, if its table is missing.
 
-    Processes that start together wait for the one that makes it.
+    Of several processes, one makes it and the others wait.
 
     Raises:
         DataError: scripts/data/make_stamps.py failed (its output is above), or the data was made with other options.
@@ -124,7 +124,7 @@ def ensure_stamps(cfg: Any, config_path: Path) -> None:
         if not missing_tables(cfg):
             return
         command = [sys.executable, str(ROOT / "scripts/data/make_stamps.py"), *as_arguments(options)]
-        print(f"data: {config_path.name} has none yet; making it: {' '.join(command[1:])}", flush=True)
+        print(f"data: {config_path.name} needs stamps data; making it: {' '.join(command[1:])}", flush=True)
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if status:
             raise DataError(f"scripts/data/make_stamps.py ended with status {status}; its words are above.")
@@ -135,10 +135,10 @@ def ensure_stamps(cfg: Any, config_path: Path) -> None:
 
 
 def refuse_other_stamps(cfg: Any, options: Mapping[str, Any]) -> None:
-    """See that stamps data beside the config's tables was made with the config's options.
+    """Check that the stamps data was made with the config's options.
 
     Raises:
-        DataError: it was not.
+        DataError: it was made with others.
     """
     for note in {table.parent / "stamps.json" for table in tables(cfg)}:
         made = json.loads(note.read_text()) if note.is_file() else {}

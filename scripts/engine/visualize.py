@@ -1,4 +1,4 @@
-"""What a run looks like: sheets of frames with masks and sound, masks as AVSBench stores them, learning curves."""
+"""Images of a run: sheets of frames with masks and log-mel, masks as AVSBench stores them, learning curves."""
 
 import csv
 import math
@@ -20,7 +20,7 @@ from dataloader.images import IMAGENET_MEAN, IMAGENET_STD
 from dataloader.palette import encode, palette
 from utils.errors import DataError
 
-OBJECT_COLOUR = (255, 140, 0)  # orange: stands out from skin, grass, sky and wood, also for the colour-blind
+OBJECT_COLOUR = (255, 140, 0)  # orange: stands out from skin, grass, sky and wood, for colour-blind readers too
 COLUMNS = ("frame", "truth", "prediction", "log-mel of its second")
 
 Classes = npt.NDArray[np.uint8]  # (..., H, W) class numbers
@@ -38,7 +38,7 @@ class SheetRow:
     """One frame of a sheet.
 
     Attributes:
-        title: what stands beside the row.
+        title: beside the row.
         frame: (3, H, W) float32, normalised by ImageNet's mean and deviation.
         log_mel: (1, 96, 64) float32, 96 steps of 10 ms by 64 mel bands.
         truth: (H, W) class numbers, or None where the frame has no label.
@@ -87,7 +87,7 @@ def clip_rows(
 
 
 def save_sheet(path: str | Path, rows: Sequence[SheetRow], *, classes: Sequence[str], title: str = "") -> None:
-    """Draw one row a frame: the frame, the truth and the prediction laid over it, and the sound of its second.
+    """Draw one row per frame: the frame, truth and prediction overlaid, and the log-mel of its second.
 
     Args:
         path: PNG to write; its folder is made.
@@ -107,15 +107,15 @@ def save_sheet(path: str | Path, rows: Sequence[SheetRow], *, classes: Sequence[
     )
     low, high = _range([row.log_mel for row in rows])
     for cells, row in zip(axes, rows, strict=True):
-        picture = _picture(row.frame)
-        _show(cells[0], picture)
+        image = _image(row.frame)
+        _show(cells[0], image)
         cells[0].set_ylabel(_wrapped(row.title), fontsize=7)
         if row.truth is None:
-            _show(cells[1], picture // 3)
+            _show(cells[1], image // 3)
             _note(cells[1], "no label")
         else:
-            _show(cells[1], _overlaid(picture, row.truth, semantic))
-        _show(cells[2], _overlaid(picture, row.prediction, semantic))
+            _show(cells[1], _overlaid(image, row.truth, semantic))
+        _show(cells[2], _overlaid(image, row.prediction, semantic))
         if row.truth is not None:
             _note(cells[2], _agreement(row.truth, row.prediction, semantic))
         mel = cells[3]
@@ -138,7 +138,7 @@ def save_sheet(path: str | Path, rows: Sequence[SheetRow], *, classes: Sequence[
 def save_masks(
     folder: str | Path, name: str, predictions: Tensor, *, category: str = "", semantic: bool = False
 ) -> list[Path]:
-    """Write a clip's predicted masks as AVSBench's own evaluation does.
+    """Write a clip's predicted masks in the form of AVSBench's evaluation.
 
     The files are `{folder}/{category}/{name}/{name}_{i}.png`, i from 0 (AVSBench's labels count from 1): one channel,
     0 or 255, for object masks; RGB in the 71 colours of AVSS for semantic ones.
@@ -158,7 +158,7 @@ def save_masks(
     """
     for part in (name, category):
         if part in (".", "..") or any(character in part for character in "/\\\0"):
-            raise DataError(f"masks cannot be saved under the name {part!r}: it is not a plain file name.")
+            raise DataError(f"masks cannot be saved under the name {part!r}, which is not a plain file name.")
     target = Path(folder) / category / name
     target.mkdir(parents=True, exist_ok=True)
     files = []
@@ -171,10 +171,10 @@ def save_masks(
 
 
 def save_curves(metrics_csv: str | Path, path: str | Path, *, title: str = "") -> None:
-    """Draw losses and scores by epoch from a run's log, `metrics.csv`.
+    """Draw losses and scores per epoch from a run's log, `metrics.csv`.
 
-    Every numeric column is a curve, the mean over an epoch's rows: names with 'loss' or 'total' in the losses' panel,
-    those with 'iou' or 'f_score' in the scores'.
+    Every numeric column is a curve of means over the rows of an epoch: names with 'loss' or 'total' in the panel of
+    losses, names with 'iou' or 'f_score' in that of scores.
 
     Args:
         metrics_csv: a table with a column `epoch`.
@@ -182,7 +182,7 @@ def save_curves(metrics_csv: str | Path, path: str | Path, *, title: str = "") -
         title: above everything.
 
     Raises:
-        DataError: the table is missing, or has no column `epoch`.
+        DataError: the table is missing or lacks the column `epoch`.
     """
     curves = read_curves(metrics_csv)
     losses = {name: curve for name, curve in curves.items() if _is_loss(name)}
@@ -220,7 +220,7 @@ def read_curves(metrics_csv: str | Path) -> dict[str, dict[int, float]]:
     """Column -> epoch -> mean of the epoch's values, from a CSV log; blanks and values that are not finite are skipped.
 
     Raises:
-        DataError: the table is missing, or has no column `epoch`.
+        DataError: the table is missing or lacks the column `epoch`.
     """
     file = Path(metrics_csv)
     try:
@@ -255,23 +255,23 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _picture(frame: Tensor) -> npt.NDArray[np.uint8]:
-    """A normalised frame (3, H, W) as (H, W, 3) uint8."""
+def _image(frame: Tensor) -> npt.NDArray[np.uint8]:
+    """A normalised frame (3, H, W) as an image (H, W, 3) uint8."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = ((frame.float() * std + mean) * 255).round().clamp(0, 255)
     return pixels.permute(1, 2, 0).to(torch.uint8).numpy()
 
 
-def _overlaid(picture: npt.NDArray[np.uint8], mask: Tensor, semantic: bool) -> npt.NDArray[np.uint8]:
-    """The picture, darkened, with the mask's colours over it."""
+def _overlaid(image: npt.NDArray[np.uint8], mask: Tensor, semantic: bool) -> npt.NDArray[np.uint8]:
+    """The darkened image under the colours of the mask."""
     classes = mask.numpy().astype(np.uint8)
     colours = encode(classes) if semantic else np.where(classes[..., None] > 0, OBJECT_COLOUR, 0).astype(np.uint8)
     with_object = (classes > 0)[..., None]
-    return np.where(with_object, 0.35 * picture + 0.65 * colours, 0.55 * picture).astype(np.uint8)
+    return np.where(with_object, 0.35 * image + 0.65 * colours, 0.55 * image).astype(np.uint8)
 
 
 def _agreement(truth: Tensor, prediction: Tensor, semantic: bool) -> str:
-    """The score of one frame, for the eye: IoU of the object, or the mean IoU of the classes seen."""
+    """The score of one frame: IoU of the object, or the mean IoU of the classes in truth or prediction."""
     found, wanted = prediction.long(), truth.long()
     if not semantic:
         found, wanted = (found > 0).long(), (wanted > 0).long()
@@ -314,8 +314,8 @@ def _wrapped(title: str, width: int = 22) -> str:
     return "\n".join(line[at : at + width] for line in title.split("\n") for at in range(0, max(len(line), 1), width))
 
 
-def _show(axes: Axes, picture: npt.NDArray[np.uint8]) -> None:
-    axes.imshow(picture)
+def _show(axes: Axes, image: npt.NDArray[np.uint8]) -> None:
+    axes.imshow(image)
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -335,5 +335,5 @@ def _note(axes: Axes, text: str) -> None:
 
 def _save(figure: Figure, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # No date in the file: the same run gives the same bytes.
+    # Without a date in the file, the same run gives the same bytes.
     figure.savefig(path, format="png", metadata={"Software": None})
