@@ -116,18 +116,21 @@ def load_predictor(cfg: Any, checkpoint: Path) -> Any:
     from model.precision import check_precision
     from scripts.engine.testing import ModelPredictor
     from utils.config import check_classes
+    from utils.cpu import resolve_precision
     from utils.reproducibility import configure_torch, seed_everything
+    from utils.runtime import warn
 
     configure_torch(cfg.process)
     seed_everything(cfg.process.seed)
     check_classes(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_precision(cfg.process.precision, device.type)
+    precision = resolve_precision(cfg.process.precision, device, warn)
+    check_precision(precision, device.type)
     model = build_model(cfg.model)
     load_weights(model, checkpoint)  # of all parts, the pretrained ones too
     if cfg.process.compile:
         model.compile()
-    return ModelPredictor(model, cfg.process.precision, device)
+    return ModelPredictor(model, precision, device)
 
 
 if __name__ == "__main__":

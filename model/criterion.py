@@ -1,6 +1,6 @@
 """The training criterion: one for s4, ms3 and avss, which differ in classes and labelled frames only."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,24 +10,23 @@ from torch import Tensor, nn
 from model.head import ModelOutput
 from utils.registry import MODELS, build, suggestion
 
-MASK_LOSSES = ("dice", "bce")
 
-
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, smooth: float = 0.001) -> Tensor:
     """Dice loss with squared sums in the denominator (V-Net, Milletari et al., 2016), one value per frame.
 
     Args:
         logits: (N, H, W), float.
         target: (N, H, W), 0 or 1, any dtype.
+        smooth: added to each of the two sums; 0.001 as published, which also keeps the quotient of an empty frame
+            finite.
 
     Returns:
-        (N,) float32 in [0, 1]. A frame without object costs almost 1 unless its prediction is empty as well.
+        (N,) float32 in [0, 1]. A frame without object costs almost 1, and has almost no gradient.
     """
     probability = logits.float().sigmoid().flatten(1)  # (N, H * W)
     target = target.to(probability.dtype).flatten(1)
     overlap = (probability * target).sum(1)
-    # 0.001 per sum, as published: it also keeps the quotient of an empty frame finite.
-    return 1 - 2 * overlap / (probability.square().sum(1) + 0.001 + target.square().sum(1) + 0.001)
+    return 1 - 2 * overlap / (probability.square().sum(1) + smooth + target.square().sum(1) + smooth)
 
 
 def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -36,9 +35,21 @@ def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").mean((1, 2))
 
 
+def bce_dice_loss(logits: Tensor, target: Tensor, smooth: float = 0.5, bce_weight: float = 2.0) -> Tensor:
+    """Sum of dice and binary cross entropy, which has a gradient in frames without object: -> (N,) float32."""
+    return bce_weight * bce_loss(logits, target) + dice_loss(logits, target, smooth)
+
+
 def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross entropy, mean over the pixels of each frame: (N, K, H, W) and class ids (N, H, W) -> (N,) float32."""
     return F.cross_entropy(logits.float(), target.long(), reduction="none").mean((1, 2))
+
+
+BINARY_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "dice": dice_loss,
+    "bce": bce_loss,
+    "bce_dice": bce_dice_loss,
+}
 
 
 @MODELS.register_module()
@@ -56,7 +67,7 @@ class SegmentationLoss(nn.Module):
 
     Args:
         num_classes: K; 1 for binary segmentation.
-        mask_loss: 'dice' or 'bce', for K = 1; cross entropy is used for K > 1.
+        mask_loss: for K = 1, 'dice' (published), 'bce', or 'bce_dice', the sum of both; for K > 1 it is cross entropy.
         mask_weight: weight of the mask loss.
         mix_weight: weight of the mix loss. The balance loss has its weight in the fusion block (`loss_coef`).
 
@@ -68,12 +79,14 @@ class SegmentationLoss(nn.Module):
         self, num_classes: int, mask_loss: str = "dice", mask_weight: float = 1.0, mix_weight: float = 0.1
     ) -> None:
         super().__init__()
-        if mask_loss not in MASK_LOSSES:
-            raise ValueError(f"mask_loss={mask_loss!r} is not a loss; {suggestion(str(mask_loss), list(MASK_LOSSES))}")
+        if mask_loss not in BINARY_LOSSES:
+            raise ValueError(
+                f"mask_loss={mask_loss!r} is not a loss; {suggestion(str(mask_loss), list(BINARY_LOSSES))}"
+            )
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be at least 1")
         self.num_classes = num_classes
-        self.binary_loss = dice_loss if num_classes > 1 or mask_loss == "dice" else bce_loss
+        self.binary_loss = dice_loss if num_classes > 1 else BINARY_LOSSES[mask_loss]
         self.mask_weight = _weight("mask_weight", mask_weight)
         self.mix_weight = _weight("mix_weight", mix_weight)
 

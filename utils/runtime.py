@@ -84,6 +84,12 @@ def rank() -> int:
     return 0
 
 
+def warn(message: str) -> None:
+    """Print a warning, on the first process alone."""
+    if rank() == 0:
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file, made where it is missing; other processes wait."""

@@ -33,6 +33,7 @@ class Position:
         batch: batches of it that are done.
         step: optimizer steps done.
         validation_pending: the validation of epoch `epoch` - 1 is still to be done.
+        precision: of the run, as 'auto' was resolved when it began.
         order: the settings that the order of batches depends on, by config key; see `check_order`.
     """
 
@@ -40,6 +41,7 @@ class Position:
     batch: int = 0
     step: int = 0
     validation_pending: bool = False
+    precision: str = "32"
     order: dict[str, int] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:

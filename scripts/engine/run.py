@@ -45,10 +45,11 @@ from scripts.engine.resume import (
 )
 from scripts.engine.task_metrics import BEST_FILES, TaskMetrics
 from utils.config import check_classes
+from utils.cpu import resolve_precision
 from utils.errors import ConfigError, DataError
 from utils.files import explain_write_error, write_atomically
 from utils.reproducibility import configure_torch, seed_everything
-from utils.runtime import StopRequested, rank
+from utils.runtime import StopRequested, rank, warn
 from utils.schedules import build_schedule
 
 CONFIG_FILE = "config.py"
@@ -125,6 +126,7 @@ class Run:
         seed_everything(self.process.seed)
         check_classes(cfg)
         check_gradient_limit(self.process.clip_grad_norm)
+        self.process.precision = self._precision(self.checkpoint)
         self.fabric = build_fabric(self.process)
         self.data = DataModule(cfg)
         num_classes = self.data.dataset("train").num_classes
@@ -139,7 +141,7 @@ class Run:
             "process.seed": self.process.seed,
             "the number of processes": math.prod(processes(self.process, accelerator())),
         }
-        self.position = Position(order=order)
+        self.position = Position(order=order, precision=self.process.precision)
         self.best = BestWeights(folder, BEST_FILES[cfg.task])
         if found is None:
             load_pretrained(self.model, cfg.model)
@@ -148,11 +150,21 @@ class Run:
             check_order(checkpoint[RUN_KEY], order)
             check_weights(checkpoint["state_dict"], self.model.state_dict(), str(path))
             self.model.load_state_dict(checkpoint["state_dict"])
-            self.position = Position(**{**checkpoint[RUN_KEY], "order": order})
+            self.position = Position(**{**checkpoint[RUN_KEY], "order": order, "precision": self.process.precision})
             self.best.best = checkpoint["best"]
         self.model.set_activation_checkpointing(bool(self.process.activation_checkpointing))
         self.signals = StopSignals()
         self.log: RunLog | None = None
+
+    def _precision(self, checkpoint: Mapping[str, Any] | None) -> str:
+        """The precision of the run; a resumed one keeps what 'auto' meant when it began."""
+        precision = str(self.process.precision)
+        if precision == "auto" and checkpoint is not None:
+            return str(checkpoint[RUN_KEY]["precision"])
+        kind = accelerator()
+        if precision == "auto" and kind == "cpu" and math.prod(processes(self.process, kind)) > 1:
+            return "32"  # processes that measure by themselves could disagree
+        return resolve_precision(precision, torch.device("cuda" if kind == "gpu" else "cpu"), warn)
 
     def describe(self) -> str:
         """What is about to be trained, on what and where."""
