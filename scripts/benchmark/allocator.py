@@ -1,4 +1,4 @@
-"""Environments with and without memory that is kept, for processes whose times are compared."""
+"""Environments of the processes that are timed: allocator defaults, or settings that keep freed memory."""
 
 import os
 import subprocess
@@ -8,12 +8,12 @@ LAUNCHER = Path(__file__).parents[1] / "launch.sh"
 
 
 def glibc_defaults() -> dict[str, str]:
-    """This process's environment, without what would tell an allocator anything."""
+    """The environment of this process without allocator settings."""
     return {name: value for name, value in os.environ.items() if not _of_allocator(name)}
 
 
 def memory_kept() -> dict[str, str]:
-    """The same with what train.sh and test.sh add, so that freed memory is kept."""
+    """The same with the settings of train.sh and test.sh, which keep freed memory."""
     plain = glibc_defaults()
     command = ["bash", "-c", 'source "$0" && modat_keep_allocator 2>/dev/null && env -0', str(LAUNCHER)]
     printed = subprocess.run(command, env=plain, stdout=subprocess.PIPE, check=True).stdout.decode()

@@ -1,26 +1,31 @@
-"""How fast and lean the model is, against the published formulation and against the arithmetic that has to be done.
+"""Time and memory of the model, against the published formulation and against the limit set by its FLOPs.
 
     python -m scripts.benchmark.model                          # 5 frames of 224 pixels, float32 and bf16, everything
     python -m scripts.benchmark.model --quick                  # a few minutes
     python -m scripts.benchmark.model --frames 1 5 10 --size 224 384 --json benchmark.json
     python -m scripts.benchmark.model --device cuda --precision 32 tf32 bf16 --compile
+    python -m scripts.benchmark.model --sections shared --config config/ms3/MoDAT_pvt2_b0_ms3_stamps.py --size 128
 
-'published' is model/reference.py: the same weights and, as is checked first, the same outputs, computed with
-dense dispatch, expert by expert, and so on; in float32 where it runs on a CPU. Each measurement has a process of its
-own. On a CPU both formulations run twice: with glibc's allocator as it comes, which hands large temporaries back to the
-kernel after each use, and with memory kept, as this project's launchers arrange it.
+'published' is model/reference.py: the same weights and outputs (checked first), computed with dense dispatch, expert by
+expert, and so on; on a CPU in float32 only. Each measurement runs in a separate process. On a CPU both formulations run
+twice: with the defaults of glibc's allocator, which returns large temporaries to the system after each use, and with
+memory kept, as the launchers set it up.
 
-'limit' is the time that matrix products and convolutions alone would take at the rate of large square products,
-measured in the same run.
+'limit' is the time of matrix products and convolutions alone at the rate of large square products measured in the same
+run.
+
+Section 'shared' (not run by default) times a training step alone and beside another busy process, with 1 and 2 threads
+that wait actively (spin at barriers) or passively.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +37,22 @@ from utils.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SECTIONS = ("model", "training", "moe", "metrics", "loading")
+SECTIONS = ("model", "training", "moe", "metrics", "loading", "shared")
+DEFAULT_SECTIONS = SECTIONS[:-1]
+WAITING = {"active": {"OMP_WAIT_POLICY": "ACTIVE"}, "default": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
+"""Waiting of OpenMP threads -> environment; libgomp's default spins for milliseconds, then sleeps."""
 PRECISIONS = ("32", "tf32", "bf16", "16")
+OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 TOLERANCE = 1e-4  # relative error of the outputs, as in the parity tests
 
 Result = dict[str, Any]
 
 
 class Benchmark:
-    """Runs measurements in processes of their own and collects them.
+    """Runs measurements in separate processes and collects the results.
 
     Args:
-        options: the command line's.
+        options: of the command line.
         console: where progress and tables go.
     """
 
@@ -53,16 +62,19 @@ class Benchmark:
         self.rates: dict[str, float] = {}
         self.records: list[Result] = []
 
-    def ask(self, task: str, *, keep: bool = True, **request: Any) -> Result:
-        """Measure one thing in a child process.
+    def ask(
+        self, task: str, *, keep: bool = True, environment: Mapping[str, str] | None = None, **request: Any
+    ) -> Result:
+        """Run one measurement in a child process.
 
         Args:
             task: a function of scripts/benchmark/tasks.py.
-            keep: keep memory in the process instead of glibc's defaults.
-            request: what else the task reads.
+            keep: keep freed memory instead of glibc's defaults.
+            environment: variables set for the process; the OpenMP settings of this process are then dropped.
+            request: further arguments of the task.
 
         Raises:
-            UserError: the process failed; its last words are in the message.
+            UserError: the process failed; the message holds the end of its output.
         """
         o = self.options
         common = {
@@ -79,14 +91,16 @@ class Benchmark:
         }
         request = {"task": task, **common, **request}
         request.setdefault("labelled", request["frames"])
-        environment = memory_kept() if keep else glibc_defaults()
+        variables = memory_kept() if keep else glibc_defaults()
+        if environment is not None:
+            variables = {name: value for name, value in variables.items() if name not in OPENMP} | dict(environment)
         words = [request["formulation"], f"{request['frames']} x {request['size']}", request["precision"]]
         with self.console.status(f"{task}: {', '.join(words)}{'' if keep else ', default allocator'}"):
             done = subprocess.run(
                 [sys.executable, "-m", "scripts.benchmark.tasks", json.dumps(request)],
                 capture_output=True,
                 text=True,
-                env=environment,
+                env=variables,
                 cwd=ROOT,
                 check=False,
             )
@@ -95,11 +109,11 @@ class Benchmark:
             reason = "killed, most likely for want of memory" if done.returncode == -9 else " | ".join(words)
             raise UserError(f"benchmark task '{task}' failed ({reason}); request: {json.dumps(request)}")
         result: Result = json.loads(done.stdout.strip().splitlines()[-1])
-        self.records.append({"request": {**request, "keep_memory": keep}, "result": result})
+        self.records.append({"request": {**request, "keep_memory": keep, "environment": environment}, "result": result})
         return result
 
     def matrix_rate(self, precision: str) -> float:
-        """FLOP/s of large square products, measured once a precision."""
+        """FLOP/s of large square products, measured once per precision."""
         if precision not in self.rates:
             small, large = ([2048, 4096], [4096, 8192]) if not self.options.quick else ([2048], [4096])
             sizes = large if self.options.device == "cuda" else small
@@ -107,7 +121,7 @@ class Benchmark:
         return self.rates[precision]
 
     def variants(self, task: str, precisions: Sequence[str]) -> list[tuple[str, Result]]:
-        """Titles and requests of everything that is compared: the published formulation first."""
+        """Titles and requests of the compared variants, the published formulation first."""
         cpu = self.options.device == "cpu"
         chosen: list[tuple[str, Result]] = []
         for precision in ["32"] if cpu else precisions:
@@ -144,11 +158,11 @@ class Benchmark:
         return errors
 
     def model(self, frames: int, size: int) -> Result:
-        """A clip in evaluation: whole, and box by box."""
+        """Evaluation of a clip: in total and per box."""
         return self._compared("evaluate", f"evaluation: {frames} frames of {size} x {size}", frames=frames, size=size)
 
     def training(self, frames: int, size: int, labelled: int) -> Result:
-        """A training step on a clip whose first frames have a label: all in ms3, one in s4."""
+        """A training step on a clip whose first frames are labelled: all in ms3, one in s4."""
         title = f"training: {frames} frames of {size} x {size}, {labelled} with a label"
         return self._compared("train", title, frames=frames, size=size, labelled=labelled)
 
@@ -222,10 +236,10 @@ class Benchmark:
         return found
 
     def moe(self, size: int) -> Result:
-        """The fusion box at one and at twice the picture's size."""
+        """The fusion box at one and at twice the image size."""
         results: Result = {}
         table = Table(
-            "", "picture", "tokens", "forward", "x time a token", "extra MB", "forward + backward", "x time a token",
+            "", "image", "tokens", "forward", "x time per token", "extra MB", "forward + backward", "x time per token",
             "extra MB", title="fusion box, one frame",
         )  # fmt: skip
         for formulation in ("published", "ours"):
@@ -235,12 +249,12 @@ class Benchmark:
                     "frames": 1,
                     "size": side,
                     "formulation": formulation,
-                    # The dense tensors of twice the size, kept for a backward pass, take tens of gigabytes.
+                    # Dense tensors at twice the size, stored for the backward pass, take tens of gigabytes.
                     "forward_only": formulation == "published" and side > size,
                 }
                 try:
                     result = memory = self.ask("fusion", **request)
-                    if self.options.device == "cpu":  # memory that is kept hides how much of it a call takes
+                    if self.options.device == "cpu":  # kept memory hides what a call allocates
                         memory = self.ask("fusion", keep=False, **request)
                 except UserError as error:
                     self.console.print(f"[yellow]fusion, {formulation}, {side}: {error}[/yellow]")
@@ -264,9 +278,9 @@ class Benchmark:
         return results
 
     def metrics(self, size: int) -> Result:
-        """Scores and label decoding against their literal definitions."""
+        """Metrics and label decoding against their literal definitions."""
         result = self.ask("metrics", size=size)
-        table = Table("", "frames/s", "literal", "ratio", "same result", title=f"scores and labels, {size} x {size}")
+        table = Table("", "frames/s", "literal", "ratio", "same result", title=f"metrics and labels, {size} x {size}")
         for name, row in result.items():
             ours, literal = row["ours_frames_per_second"], row["literal_frames_per_second"]
             table.add_row(
@@ -274,11 +288,35 @@ class Benchmark:
             )
         self.console.print(table)
         if not all(row["equal"] for row in result.values()):
-            raise UserError("a score or a label differs from its literal definition; see the table")
+            raise UserError("a metric or label differs from its literal definition; see the table")
         return result
 
+    def shared(self, size: int) -> Result:
+        """A training step alone and beside a busy process, by number of threads and waiting of OpenMP threads."""
+        busy = len(os.sched_getaffinity(0)) - 1  # processes that keep all other CPUs busy
+        results: Result = {}
+        table = Table(
+            "threads", "waiting", "alone", f"beside {busy} busy", "x 1 thread alone", "x 1 thread beside",
+            title=f"training step, {self.options.frames[0]} frames of {size} x {size}, on {busy + 1} CPUs",
+        )  # fmt: skip
+        variants = [(1, "passive"), *((busy + 1, waiting) for waiting in WAITING)]
+        for threads, waiting in variants:
+            variables = {"OMP_NUM_THREADS": str(threads), **WAITING[waiting]}
+            request: Result = {"size": size, "threads": threads, "environment": variables}
+            alone = self.ask("train", **request)
+            with busy_processes(busy):
+                beside = self.ask("train", **request)
+            results[f"{threads}, {waiting}"] = {"alone": alone, "beside": beside}
+        first, *_ = results.values()
+        for (threads, waiting), result in zip(variants, results.values(), strict=True):
+            seconds = {name: min(result[name]["seconds"]) for name in ("alone", "beside")}
+            ratios = (f"{seconds[name] / min(first[name]['seconds']):.2f}" for name in ("alone", "beside"))
+            table.add_row(str(threads), waiting, duration(seconds["alone"]), duration(seconds["beside"]), *ratios)
+        self.console.print(table)
+        return results
+
     def loading(self, size: int) -> Result:
-        """Clips read from disk."""
+        """Reading of clips from disk."""
         result = self.ask("loading", size=size)
         self.console.print(
             f"data loading, one process, 5 frames of {size} x {size}: {result['later_passes']:.1f} clips/s "
@@ -287,28 +325,40 @@ class Benchmark:
         return result
 
 
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Run processes that each keep one CPU busy, in sessions of their own, as another user's."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
 def ratio(reference: Result | None, seconds: float) -> str:
-    """How many times the reference's time this is."""
+    """The reference's time over this one."""
     return f"{statistics.median(reference['seconds']) / seconds:.2f}" if reference else ""
 
 
 def duration(seconds: float) -> str:
-    """Seconds or milliseconds, for the eye."""
+    """Seconds or milliseconds as text."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"
 
 
 def name_of(precision: str) -> str:
-    """What a precision is called."""
+    """Display name of a precision."""
     return {"32": "float32", "tf32": "TF32", "16": "float16"}.get(precision, precision)
 
 
 def listed(values: Mapping[str, float], form: str) -> str:
-    """Names and values in a line."""
+    """Names and values on one line."""
     return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
 
 
 def machine(device: str) -> Result:
-    """What the numbers were measured on."""
+    """The machine of the measurements."""
     import torch
 
     model = next(
@@ -331,22 +381,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked.
 
     Raises:
-        ConfigError: a device, file or size that cannot be used.
+        ConfigError: a device, file or size is unusable.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="config/ms3/MoDAT_pvt2_ms3.py", help="whose model is measured")
-    parser.add_argument("--weights", help="a checkpoint; otherwise seeded random weights")
-    parser.add_argument("--frames", type=int, nargs="+", default=[5], help="frames in a batch")
-    parser.add_argument("--size", type=int, nargs="+", default=[224], help="picture sizes, multiples of 32 pixels")
+    parser.add_argument("--config", default="config/ms3/MoDAT_pvt2_ms3.py", help="of the model")
+    parser.add_argument("--weights", help="a checkpoint; default: seeded random weights")
+    parser.add_argument("--frames", type=int, nargs="+", default=[5], help="frames per batch")
+    parser.add_argument("--size", type=int, nargs="+", default=[224], help="image sizes, multiples of 32 pixels")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["32", "bf16"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 = all cores")
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
     parser.add_argument("--checkpointing", action="store_true", help="also training with activation checkpointing")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--repeats", type=int, default=5, help="at least so many runs of each measurement")
-    parser.add_argument("--quick", action="store_true", help="one run of each measurement")
-    parser.add_argument("--json", type=Path, help="write every number there")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=DEFAULT_SECTIONS)
+    parser.add_argument("--repeats", type=int, default=5, help="minimum number of runs per measurement")
+    parser.add_argument("--quick", action="store_true", help="one run per measurement")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
     options = parser.parse_args(arguments)
     if any(n < 1 for n in (*options.frames, options.repeats)):
         raise ConfigError("--frames and --repeats: give whole numbers from 1 up.")
@@ -365,22 +415,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         import torch
 
         if not torch.cuda.is_available():
-            raise ConfigError("--device cuda: PyTorch finds no CUDA device here; leave it out to measure the CPU.")
+            raise ConfigError("--device cuda: PyTorch finds no CUDA device here; omit it to measure the CPU.")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write the numbers; 2 for a user's mistake or a failed measurement."""
+    """Measure, print and write the numbers; returns 2 for a user error or a failed measurement."""
     try:
         options = parse(arguments)
         console = Console(width=None if sys.stdout.isatty() else 150)
         benchmark = Benchmark(options, console)
         report: Result = {"machine": machine(options.device), "options": vars(options) | {"json": None}}
         console.print(listed_machine(report["machine"]))
-        report["check"] = benchmark.check()
-        report["matrix_rates"] = {p: benchmark.matrix_rate(p) for p in options.precision}
-        rates = {name_of(p): rate / 1e9 for p, rate in benchmark.rates.items()}
-        console.print(f"square matrix products, GFLOP/s: {listed(rates, '.0f')}")
+        if set(options.sections) != {"shared"}:
+            report["check"] = benchmark.check()
+            report["matrix_rates"] = {p: benchmark.matrix_rate(p) for p in options.precision}
+            rates = {name_of(p): rate / 1e9 for p, rate in benchmark.rates.items()}
+            console.print(f"square matrix products, GFLOP/s: {listed(rates, '.0f')}")
         if "model" in options.sections:
             report["agreement"] = benchmark.agreement()
         for size in options.size:
@@ -392,7 +443,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         report[f"training {frames} x {size}, {labelled} labelled"] = benchmark.training(
                             frames, size, labelled
                         )
-        for section in ("moe", "metrics", "loading"):
+        for section in ("moe", "metrics", "loading", "shared"):
             if section in options.sections:
                 report[section] = getattr(benchmark, section)(options.size[0])
         if options.json:
@@ -406,7 +457,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def listed_machine(found: Mapping[str, Any]) -> str:
-    """The machine in a line; a busy one is said to be."""
+    """The machine on one line, with a warning if it is busy."""
     line = ", ".join(f"{name} {value}" for name, value in found.items())
     return line + ("  [busy: times will be off]" if found["load_1_min"] > 0.5 * (found["cores"] or 1) else "")
 

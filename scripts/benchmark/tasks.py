@@ -1,9 +1,9 @@
-"""One measurement of model.py, in a process of its own: allocator settings and peak memory are its alone.
+"""A single measurement of model.py, run in a separate process with its own allocator settings and peak memory.
 
     python -m scripts.benchmark.tasks '{"task": "rate", "precision": "32", "device": "cpu"}'
 
-takes a request as JSON and prints the result as one line of JSON, the last of its output. What one task alone needs is
-imported there: a model's peak memory is not that of data sets, scores and a compiler.
+takes a request as JSON and prints the result as the last line of its output, also JSON. Modules needed by one task only
+are imported in it, to keep them out of the peak memory of the others.
 """
 
 import contextlib
@@ -38,14 +38,14 @@ SEED = 0
 
 
 def task(function: Callable[[Request], Result]) -> Callable[[Request], Result]:
-    """Make a function answer requests of its name."""
+    """Register a function under its name."""
     TASKS[function.__name__] = function
     return function
 
 
 @task
 def rate(request: Request) -> Result:
-    """Products of square matrices: the best rate found, in FLOP/s (an addition and a multiplication count two)."""
+    """Products of square matrices: the highest rate in FLOP/s (a multiply-add counts as two)."""
     device = torch.device(request["device"])
     best = 0.0
     for size in request["sizes"]:
@@ -60,10 +60,10 @@ def rate(request: Request) -> Result:
 
 @task
 def flops(request: Request) -> Result:
-    """Arithmetic of a clip in matrix products and convolutions: in evaluation, also by box, and in a training step.
+    """FLOPs of a clip in matrix products and convolutions: in evaluation, also per box, and in a training step.
 
-    Attention is counted through its plain form. What is no matrix product (deformable sampling, normalisation, softmax)
-    is not counted: the limit that follows is a lower one.
+    Attention is counted in its plain form. Other operations (deformable sampling, normalisation, softmax) are not
+    counted, so the resulting limit is a lower bound.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -100,7 +100,7 @@ def convolution_backward_flops(
     wanted: list[bool],
     **_: Any,
 ) -> int:
-    """The forward pass's arithmetic for each gradient, of input and weight: PyTorch's own count forgets groups."""
+    """FLOPs of the forward pass once per gradient (input, weight); the formula in PyTorch ignores groups."""
     from torch.utils.flop_counter import conv_flop_count
 
     return conv_flop_count(input_shape, weight_shape, gradient_shape, transposed) * sum(wanted[:2])
@@ -108,7 +108,7 @@ def convolution_backward_flops(
 
 @task
 def check(request: Request) -> Result:
-    """Relative errors between the model and the dense formulation on the same weights and pictures."""
+    """Relative errors between the model and the dense formulation on the same weights and inputs."""
     model = prepare(request)
     sample = batch(request)
     with torch.no_grad(), precision("32", torch.device(request["device"])):
@@ -119,8 +119,7 @@ def check(request: Request) -> Result:
 
 @task
 def agreement(request: Request) -> Result:
-    """How far masks of a precision agree with those of float32: intersection over union of the objects (K = 1), or the
-    share of pixels of the same class."""
+    """Agreement of masks with those of float32: IoU of objects (K = 1), or the share of pixels of the same class."""
     from scripts.engine.visualize import predicted_classes
 
     model = prepare(request)
@@ -141,7 +140,7 @@ def agreement(request: Request) -> Result:
 
 @task
 def evaluate(request: Request) -> Result:
-    """A clip without gradients: seconds, peak memory, and seconds of each box of the figure."""
+    """Evaluation of a clip: seconds, peak memory, and seconds per box of the figure."""
     device = torch.device(request["device"])
     model = prepare(request)
     if request["formulation"] == "ours" and request["precision"] in AUTOCAST:
@@ -157,7 +156,7 @@ def evaluate(request: Request) -> Result:
     with peak_memory(device) as memory:
         seconds = timed(run, device, request)
     result: Result = {"seconds": seconds, **memory}
-    if not request.get("compile"):  # compiled, the boxes are no longer called
+    if not request.get("compile"):  # the compiled graph does not call the modules
         times: list[dict[str, float]] = []
         for _ in range(max(1, request["repeats"] // 2)):
             times.append({})
@@ -171,7 +170,7 @@ def evaluate(request: Request) -> Result:
 def train(request: Request) -> Result:
     """A training step (forward, loss, backward, AdamW) on a clip: seconds, peak memory.
 
-    The first `labelled` frames have a label; the published formulation answers for all of them.
+    The first `labelled` frames have a label; the published formulation predicts masks for all frames.
     """
     device = torch.device(request["device"])
     model = prepare(request)
@@ -185,7 +184,7 @@ def train(request: Request) -> Result:
 
 @task
 def fusion(request: Request) -> Result:
-    """The fusion box alone at a picture size: forward, and forward with backward; seconds and extra memory."""
+    """The fusion box alone at an image size: forward, and forward with backward; seconds and extra memory."""
     device = torch.device(request["device"])
     model = prepare(request)
     box = formulation(model, request).head.fusion_block
@@ -225,7 +224,7 @@ def fusion(request: Request) -> Result:
 
 @task
 def metrics(request: Request) -> Result:
-    """Scores and the reading of AVSS labels, against their literal definitions on the same input."""
+    """Metrics and decoding of AVSS labels, against their literal definitions on the same input."""
     from dataloader.palette import decode, decode_by_comparison, encode
     from scripts.benchmark.literal_metrics import literal_f_score, literal_mask_iou, literal_semantic_sums
     from utils.metrics import FScore, MaskIoU, SemanticScores
@@ -290,7 +289,7 @@ def metrics(request: Request) -> Result:
 
 @task
 def loading(request: Request) -> Result:
-    """Clips a second from disk, on drawn clips in the ms3 layout: the first pass (log-mels computed) and later ones."""
+    """Clips per second from disk, on drawn clips in the ms3 layout: the first pass (computing log-mels) and later."""
     from dataloader import build_dataset
     from scripts.data.make_stamps import Settings, make_stamps
 
@@ -327,18 +326,17 @@ def loading(request: Request) -> Result:
 
 
 def prepare(request: Request) -> Any:
-    """The config's model on the device, from the weights file or a seed, in evaluation mode."""
+    """The config's model on the device in evaluation mode, with the weights file or seeded random weights."""
     torch.manual_seed(SEED)
     torch.set_num_threads(request["threads"] or torch.get_num_threads())
-    overrides = ["model.backbone.init_weights_path=None", "model.vggish.pretrained_vggish_model_path=None"]
-    model = build_model(load_config(request["config"], overrides).model)
+    model = build_model(load_config(request["config"]).model)
     if request["weights"]:
         load_weights(model, request["weights"])
     return model.to(request["device"]).eval()
 
 
 def formulation(model: Any, request: Request) -> Any:
-    """The model in the formulation that the request names, 'ours' or 'published', compiled where it says so."""
+    """The model in the requested formulation, 'ours' or 'published', optionally compiled."""
     if request["formulation"] == "published":
         return dense_published(model)
     if request.get("compile"):
@@ -347,33 +345,32 @@ def formulation(model: Any, request: Request) -> Any:
 
 
 def num_classes(model: Any) -> int:
-    """K."""
-    return model.head.mask_predictor.classify.out_channels
+    """K of a model in either formulation."""
+    mask_head = getattr(model, "_orig_mod", model).head.mask_head
+    return int(getattr(mask_head, "original", mask_head).classify.out_channels)
 
 
 def batch(request: Request) -> tuple[Tensor, Tensor]:
-    """Log-mels (N, 1, 96, 64) and pictures (N, 3, H, W) from a seed."""
+    """Seeded log-mels (N, 1, 96, 64) and frames (N, 3, H, W)."""
     generator = torch.Generator().manual_seed(SEED)
     n, size = request["frames"], request["size"]
     coarse = torch.randn(n, 3, 16, 16, generator=generator)
-    pictures = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
-    pictures += 0.1 * torch.randn(n, 3, size, size, generator=generator)
+    images = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    images += 0.1 * torch.randn(n, 3, size, size, generator=generator)
     log_mel = torch.randn(n, 1, 96, 64, generator=generator)
-    return log_mel.to(request["device"]), pictures.to(request["device"])
+    return log_mel.to(request["device"]), images.to(request["device"])
 
 
 def training_step(model: Any, request: Request) -> Callable[[], None]:
-    """A function that takes one step: forward, loss over the labelled frames, backward, AdamW."""
+    """A function that runs one step: forward, loss over the labelled frames, backward, AdamW."""
     device = torch.device(request["device"])
-    source = getattr(model, "_orig_mod", model)
-    classes = source.head.mask_predictor
-    classes = getattr(classes, "original", classes).classify.out_channels
+    classes = num_classes(model)
     criterion = build_criterion({}, classes).train()
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=1e-6,
         weight_decay=0.01,
-        fused=request["formulation"] == "ours" and request["precision"] != "16",  # as scripts.engine.loop
+        fused=request["formulation"] == "ours" and request["precision"] != "16",  # as in scripts/engine/run.py
     )
     scaler = torch.amp.GradScaler(device.type, enabled=request["precision"] == "16")
     sample = batch(request)
@@ -382,16 +379,16 @@ def training_step(model: Any, request: Request) -> Callable[[], None]:
     shape = (frames, request["size"], request["size"])
     masks = torch.randint(0, max(2, classes), shape, generator=generator, dtype=torch.uint8).to(device)
     flag = (torch.arange(frames) < labelled).float().to(device)
-    answered = None
-    if labelled < frames and request["formulation"] == "ours":  # as scripts.engine.loop
-        answered = torch.arange(labelled, device=device)
-        masks, flag = masks[answered], flag[answered]
+    frame_indices = None
+    if labelled < frames and request["formulation"] == "ours":  # as in scripts/engine/loop.py
+        frame_indices = torch.arange(labelled, device=device)
+        masks, flag = masks[frame_indices], flag[frame_indices]
     model.train()
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with precision(request["precision"], device):
-            out = model(*sample, answered=answered)
+            out = model(*sample, frame_indices=frame_indices)
         loss = criterion(out, masks, flag)["total"]
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -402,7 +399,7 @@ def training_step(model: Any, request: Request) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """'32' (float32 throughout), 'tf32' (CUDA's), or autocast to 'bf16' or '16'."""
+    """'32' (float32 throughout), 'tf32' (CUDA only), or autocast to 'bf16' or '16'."""
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = name == "tf32"
     if name in AUTOCAST:
@@ -413,24 +410,24 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
 
 
 def boxes(model: Any) -> dict[str, Iterable[nn.Module]]:
-    """The boxes of the figure, in the order of the data's way."""
+    """The boxes of the figure, in the order of the data flow."""
     head = model.head
     parts: dict[str, Iterable[nn.Module]] = {
         "backbone": [model.backbone],
-        "VGGish": [model.vggish],
+        "audio encoder": [model.audio_encoder],
         "A-V fusion, queries": [head.query_generator],
-        "encoder": head.transformer.encoder_layers,
-        "decoder": head.transformer.decoder_layers,
+        "encoder": [head.transformer.encoder],
+        "decoder": [head.transformer.decoder],
         "mask feature": [*head.in_proj, head.pixel_decoder],
         "fusion (MoE)": [head.fusion_block],
-        "mask head": [head.mask_predictor],
+        "mask head": [head.mask_head],
     }
     return {name: modules for name, modules in parts.items() if list(modules) != [None]}
 
 
 @contextlib.contextmanager
 def watch(model: Any, meter: Callable[[], float], readings: dict[str, float]) -> Iterator[None]:
-    """Add to `readings` what the meter moves while each box runs, and under 'all' while anything does."""
+    """Add to `readings` the increase of the meter while each box runs, and under 'all' while the model runs."""
     handles = []
     for name, modules in {**boxes(model), "all": [model]}.items():
         readings[name] = 0.0
@@ -452,16 +449,16 @@ def watch(model: Any, meter: Callable[[], float], readings: dict[str, float]) ->
 
 
 def synchronised_clock(device: torch.device) -> float:
-    """Seconds, after the device has done what it was given."""
+    """Seconds, after synchronising the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def timed(run: Callable[[], Any], device: torch.device, request: Request) -> list[float]:
-    """Seconds of each of `repeats` runs, and of more until `seconds` have passed, after a warm-up.
+    """Seconds of each run after a warm-up, on a GPU between CUDA events.
 
-    On a GPU between CUDA events.
+    At least `repeats` runs, and up to ten times as many until `seconds` have passed.
     """
     for _ in range(3 if device.type == "cuda" else 1):
         run()
@@ -484,9 +481,9 @@ def timed(run: Callable[[], Any], device: torch.device, request: Request) -> lis
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
-    """Peak of the block, in MB (10^6 bytes): the process's resident memory on a CPU, the tensors' on a GPU.
+    """Peak memory of the block in MB (10^6 bytes): resident memory of the process on a CPU, tensors on a GPU.
 
-    `peak_mb` counts all that is there, weights included; `extra_mb` what the block added.
+    `peak_mb` is the total, weights included; `extra_mb` the increase over the start of the block.
     """
     result: dict[str, float] = {}
     gc.collect()
@@ -496,7 +493,7 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
         yield result
         peak = torch.cuda.max_memory_allocated()
     else:
-        with contextlib.suppress(OSError, AttributeError):  # what was freed before does not count, nor what was built
+        with contextlib.suppress(OSError, AttributeError):  # leave out memory freed before the block
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
@@ -514,7 +511,7 @@ def _status(key: str) -> int:
 
 
 def main() -> None:
-    """Answer the request on the command line."""
+    """Run the request on the command line."""
     request = json.loads(sys.argv[1])
     result = TASKS[request["task"]](request)
     print(json.dumps(result))

@@ -208,19 +208,18 @@ def test_a_box_that_runs_twice_is_timed_twice():
     class Head(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.query_generator = self.fusion_block = self.mask_predictor = self.pixel_decoder = torch.nn.Identity()
+            self.query_generator = self.fusion_block = self.mask_head = self.pixel_decoder = torch.nn.Identity()
             self.transformer = torch.nn.Module()
-            self.transformer.encoder_layers = [torch.nn.Identity(), torch.nn.Identity()]
-            self.transformer.decoder_layers = []
+            self.transformer.encoder, self.transformer.decoder = torch.nn.Identity(), torch.nn.Identity()
             self.in_proj = []
 
     model = torch.nn.Module()
-    model.backbone = model.vggish = torch.nn.Identity()
+    model.backbone = model.audio_encoder = torch.nn.Identity()
     model.head = Head()
     readings = {}
     with benchmark_tasks.watch(model, lambda: float(next(calls)), readings):
-        for layer in model.head.transformer.encoder_layers:
-            layer(torch.ones(1))
+        for _ in range(2):
+            model.head.transformer.encoder(torch.ones(1))
     assert readings["encoder"] == 2 and readings["decoder"] == 0
-    model.head.transformer.encoder_layers[0](torch.ones(1))
+    model.head.transformer.encoder(torch.ones(1))
     assert readings["encoder"] == 2, "hooks must be gone"
