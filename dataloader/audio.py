@@ -7,6 +7,8 @@ The front end is that of VGGish (Hershey et al., "CNN architectures for large-sc
 import functools
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,6 @@ PATCH_FRAMES = 96
 PATCH_SHAPE = (1, PATCH_FRAMES, MEL_BINS)
 MAX_SECONDS = 60.0
 MAX_CHANNELS = 16
-_CACHE_VERSION = "vggish-1"  # part of every cache key: change it when the numbers change
 
 
 def log_mel(waveform: npt.ArrayLike | Tensor, sample_rate: int) -> Tensor:
@@ -51,9 +52,7 @@ def log_mel(waveform: npt.ArrayLike | Tensor, sample_rate: int) -> Tensor:
         raise ValueError(f"a wave form is (samples,) or (samples, channels), got shape {samples.shape}")
     if sample_rate <= 0:
         raise ValueError(f"sample_rate must be positive, got {sample_rate}")
-    samples = samples.astype(np.float64) / 32768.0 if samples.dtype == np.int16 else samples.astype(np.float64)
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1)
+    samples = mono(samples)
     if len(samples) * SAMPLE_RATE < samples_for_patches(1) * sample_rate:
         return torch.zeros(0, *PATCH_SHAPE)
     if sample_rate != SAMPLE_RATE:
@@ -69,9 +68,52 @@ def log_mel(waveform: npt.ArrayLike | Tensor, sample_rate: int) -> Tensor:
     return mel[: patches * PATCH_FRAMES].reshape(patches, *PATCH_SHAPE).float()
 
 
+def mono(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Samples (n,) or (n, channels), int16 or floating point, as (n,) float64 with full scale 1; channels averaged."""
+    signal = samples.astype(np.float64) / 32768.0 if samples.dtype == np.int16 else samples.astype(np.float64)
+    return signal.mean(axis=1) if signal.ndim == 2 else signal
+
+
 def samples_for_patches(patches: int) -> int:
     """Samples at 16 kHz that give exactly `patches` whole log-mel patches, and no spare one."""
     return (patches * PATCH_FRAMES - 1) * HOP_LENGTH + WINDOW_LENGTH if patches else 0
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """From a waveform to the input of an audio encoder, one patch per frame of the clip.
+
+    Attributes:
+        name: as encoders name it.
+        version: part of every cache key: change it when the numbers change.
+        shape: of a patch.
+        length: (patches, sample rate in Hz) -> samples that give exactly these patches.
+        patches: (samples (n,) or (n, channels), sample rate, patches) -> (patches, *shape) float32.
+    """
+
+    name: str
+    version: str
+    shape: tuple[int, ...]
+    length: Callable[[int, int], int]
+    patches: Callable[[npt.NDArray[np.generic], int, int], Tensor]
+
+
+def _vggish_length(patches: int, sample_rate: int) -> int:
+    return -(-samples_for_patches(patches) * sample_rate // SAMPLE_RATE) + 1  # + 1: resampling rounds the length down
+
+
+def _vggish_patches(samples: npt.NDArray[np.generic], sample_rate: int, patches: int) -> Tensor:
+    return log_mel(samples, sample_rate)[:patches]
+
+
+VGGISH = FrontEnd(
+    name="vggish",
+    version="vggish-1",
+    shape=PATCH_SHAPE,
+    length=_vggish_length,
+    patches=_vggish_patches,
+)
+"""`log_mel`, windows of 0.96 s side by side."""
 
 
 def read_wave(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> tuple[npt.NDArray[np.int16], int]:
@@ -112,20 +154,22 @@ def read_wave(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> tuple[np
     return samples, rate
 
 
-def wave_log_mel(path: str | Path, *, patches: int, max_seconds: float = MAX_SECONDS) -> Tensor:
+def wave_log_mel(
+    path: str | Path, *, patches: int, max_seconds: float = MAX_SECONDS, front_end: FrontEnd = VGGISH
+) -> Tensor:
     """Log-mel of a sound file, for a clip that needs `patches` windows.
 
     A sound that ends within the last second or so of the clip is completed with silence; recordings are seldom cut to
     the sample.
 
     Returns:
-        (patches, 1, 96, 64) float32.
+        (patches, *front_end.shape) float32.
 
     Raises:
         DataError: the file cannot be read, or is more than one window too short.
     """
     samples, rate = read_wave(path, max_seconds=max_seconds)
-    needed = -(-samples_for_patches(patches) * rate // SAMPLE_RATE) + 1  # + 1: resampling rounds the length down
+    needed = front_end.length(patches, rate)
     missing = needed - len(samples)
     if missing > rate:
         raise DataError(
@@ -133,7 +177,7 @@ def wave_log_mel(path: str | Path, *, patches: int, max_seconds: float = MAX_SEC
         )
     if missing > 0:
         samples = np.pad(samples, ((0, missing), (0, 0)))
-    return log_mel(samples, rate)[:patches]
+    return front_end.patches(samples, rate, patches)
 
 
 def check_log_mel(value: Tensor, path: str | Path, *, patches: int) -> Tensor:
@@ -155,17 +199,19 @@ def check_log_mel(value: Tensor, path: str | Path, *, patches: int) -> Tensor:
 
 
 class LogMelCache:
-    """Computed log-mels on disk, keyed by the sound file's path, size and time of change.
+    """Computed log-mels on disk, keyed by the sound file's path, size and time of change, and by the front end.
 
     A folder that cannot be written never fails a run: the last `memory_clips` results are then kept in memory.
 
     Args:
         folder: where the files go; None keeps them in memory only.
+        front_end: computes them.
         memory_clips: how many clips are remembered without a folder (0.1 MB each for 5 frames).
     """
 
-    def __init__(self, folder: str | Path | None, *, memory_clips: int = 2048) -> None:
+    def __init__(self, folder: str | Path | None, front_end: FrontEnd = VGGISH, *, memory_clips: int = 2048) -> None:
         """See the class."""
+        self.front_end = front_end
         self.folder = Path(folder) if folder is not None else None
         self.memory_clips = memory_clips
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
@@ -180,7 +226,7 @@ class LogMelCache:
         stored = self._load(key, patches)
         if stored is not None:
             return stored
-        value = wave_log_mel(path, patches=patches, max_seconds=max_seconds)
+        value = wave_log_mel(path, patches=patches, max_seconds=max_seconds, front_end=self.front_end)
         if not self._store(key, value):
             self._memory[key] = value.clone()
             while len(self._memory) > self.memory_clips:
@@ -192,7 +238,7 @@ class LogMelCache:
             status = path.stat()
         except OSError as error:
             raise DataError(f"the sound {path} is missing.") from error
-        text = f"{_CACHE_VERSION}|{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{patches}"
+        text = f"{self.front_end.version}|{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{patches}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     def _load(self, key: str, patches: int) -> Tensor | None:
@@ -202,7 +248,7 @@ class LogMelCache:
             array = np.load(self.folder / f"{key}.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None  # absent, or cut short by a crash of the machine: computed again
-        if array.dtype != np.float32 or array.shape != (patches, *PATCH_SHAPE):
+        if array.dtype != np.float32 or array.shape != (patches, *self.front_end.shape):
             return None
         return torch.from_numpy(array)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataloader import AudioVisualDataset
-from dataloader.audio import SAMPLE_RATE, log_mel, samples_for_patches
+from dataloader.audio import SAMPLE_RATE
 from utils.errors import DataError
 from utils.reproducibility import step_seed
 
@@ -53,11 +53,12 @@ class ReplacedSound(Dataset[dict[str, Any]]):
             other = self.dataset.read_log_mel(self.dataset.clips[self.other[index]])
             # Clips of avss are 5 or 10 seconds long: a shorter sound is heard twice.
             return other[torch.arange(patches) % len(other)]
-        waveform = torch.zeros(samples_for_patches(patches))
+        front_end = self.dataset.front_end
+        waveform = torch.zeros(front_end.length(patches, SAMPLE_RATE))
         if self.sound == "noise":
             generator = torch.Generator().manual_seed(step_seed(self.seed, index))
             waveform = NOISE_LEVEL * torch.randn(waveform.shape, generator=generator)
-        return log_mel(waveform, SAMPLE_RATE)
+        return front_end.patches(waveform.numpy(), SAMPLE_RATE, patches)
 
 
 def derangement(count: int, seed: int) -> list[int]:

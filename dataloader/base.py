@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataloader.audio import MAX_SECONDS, LogMelCache, check_log_mel
+from dataloader.audio import MAX_SECONDS, VGGISH, LogMelCache, check_log_mel
+from dataloader.front_ends import front_end as find_front_end
 from dataloader.images import Placement, normalise, read_frame
 from dataloader.pickles import read_tensor
 from dataloader.tables import Row, inside
@@ -46,7 +47,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
 
     An item is a dictionary:
         frames: (T, 3, H, W) float32, normalised by ImageNet's mean and deviation; padding is zero.
-        log_mel: (T, 1, 96, 64) float32; padding is zero.
+        log_mel: (T, *shape) float32 of the front end, (T, 1, 96, 64) for VGGish; padding is zero.
         masks: (T, H, W) uint8 class numbers, 0 = background; frames without label are zero.
         gt_temporal_mask_flag: (T,) float32, 1 = the frame has a label.
         vid_temporal_mask_flag: (T,) float32, 1 = a real frame, 0 = padding.
@@ -58,6 +59,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         batch_size: clips a batch, for the data module.
         num_frames: T.
         audio: 'auto' (the stored log-mel where it lies, else the wave file), 'wav' or 'log_mel'.
+        front_end: of the audio encoder, see dataloader/front_ends.py; stored log-mels are VGGish's.
         cache_dir: where log-mels computed from wave files are kept.
         crop: resize the shorter side and take the centre, instead of stretching.
         flip: mirror each training clip with probability 1/2, drawn from (seed, epoch, clip).
@@ -75,6 +77,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         batch_size: int,
         num_frames: int,
         audio: str,
+        front_end: str,
         cache_dir: str | Path | None,
         crop: bool,
         flip: bool,
@@ -84,6 +87,12 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         """See the class."""
         if audio not in AUDIO_SOURCES:
             raise ConfigError(f"{type(self).__name__}: audio={audio!r}, expected one of {', '.join(AUDIO_SOURCES)}.")
+        self.front_end = find_front_end(front_end)
+        if audio == "log_mel" and self.front_end is not VGGISH:
+            raise ConfigError(
+                f"{type(self).__name__}: audio='log_mel' reads VGGish's log-mels, and the audio encoder needs those of "
+                f"front_end={front_end!r}: set audio='wav'."
+            )
         for key, value in (("batch_size", batch_size), ("num_frames", num_frames)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{type(self).__name__}: {key}={value!r}, expected a whole number above zero.")
@@ -97,7 +106,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         self.flip = flip
         self.seed = seed
         self.placement = Placement(height, width, crop=crop)
-        self.cache = LogMelCache(cache_dir)
+        self.cache = LogMelCache(cache_dir, self.front_end)
         self.num_classes = 1
         self.classes: list[str] = ["background", "sounding object"]
         self.clips: list[Clip] = []
@@ -147,7 +156,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         for position, path in enumerate(clip.masks):
             mask = self.read_mask(inside(roots["masks"], path, clip.row.place))
             masks[position] = torch.tensor(mask)
-        log_mel = torch.zeros(self.num_frames, 1, 96, 64)
+        log_mel = torch.zeros(self.num_frames, *self.front_end.shape)
         log_mel[:real] = self.read_log_mel(clip)
         return {
             "frames": frames,
@@ -159,19 +168,20 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         }
 
     def read_log_mel(self, clip: Clip) -> Tensor:
-        """Log-mel of a clip's real frames, (len(clip.frames), 1, 96, 64) float32, by the source that `audio` names."""
+        """Log-mel of a clip's real frames, (len(clip.frames), *shape) float32, from the source that `audio` names."""
         patches = len(clip.frames)
         if self.uses_log_mel_file(clip):
             path = inside(self.roots()["log_mel"], clip.log_mel, clip.row.place)
             return check_log_mel(read_tensor(path), path, patches=patches)
-        if self.audio == "auto" and not clip.wav.is_file():
+        if self.audio == "auto" and self.front_end is VGGISH and not clip.wav.is_file():
             raise DataError(f"{clip.row.place}: the sound is missing, both {clip.log_mel} and {clip.wav}.")
         path = inside(self.roots()["wav"], clip.wav, clip.row.place)
         return self.cache.get(path, patches=patches, max_seconds=self.max_seconds)
 
     def uses_log_mel_file(self, clip: Clip) -> bool:
         """Whether the clip's sound is read from its `.pkl` instead of its `.wav`."""
-        return self.audio == "log_mel" or (self.audio == "auto" and clip.log_mel.is_file())
+        stored = self.audio == "auto" and self.front_end is VGGISH and clip.log_mel.is_file()
+        return self.audio == "log_mel" or stored
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose mirrors are drawn; workers that are already running follow."""

@@ -27,6 +27,7 @@ class BinaryDataset(AudioVisualDataset):
         batch_size: clips a batch.
         dir_audio_wav: root of the wave files; None = `audio_wav` beside `dir_audio_log_mel`.
         audio: 'auto', 'wav' or 'log_mel'.
+        front_end: of the audio encoder.
         num_frames: T.
         num_labelled_frames: labelled frames from the first on; None = what AVSBench labels in this split.
         cache_dir: for computed log-mels; None = `log_mel_cache` beside `dir_audio_wav`.
@@ -48,6 +49,7 @@ class BinaryDataset(AudioVisualDataset):
         batch_size: int = 1,
         dir_audio_wav: str | None = None,
         audio: str = "auto",
+        front_end: str = "vggish",
         num_frames: int = 5,
         num_labelled_frames: int | None = None,
         cache_dir: str | None = None,
@@ -63,6 +65,7 @@ class BinaryDataset(AudioVisualDataset):
             batch_size=batch_size,
             num_frames=num_frames,
             audio=audio,
+            front_end=front_end,
             cache_dir=cache_dir if cache_dir is not None else wav.parent / "log_mel_cache",
             crop=False,
             flip=flip,

@@ -251,6 +251,7 @@ def _fingerprint(dataset: AudioVisualDataset, clip: Clip) -> str:
     """Changes with any file of the clip, and with what is read of it."""
     sound = clip.log_mel if dataset.uses_log_mel_file(clip) else clip.wav
     parts = [_CHECK_VERSION, dataset.task, str(dataset.num_classes), str(dataset.img_size), dataset.audio]
+    parts.append(dataset.front_end.version)
     for path in (*clip.frames, *clip.masks, sound):
         try:
             status = path.stat()

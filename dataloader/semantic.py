@@ -44,6 +44,7 @@ class AVSSDataset(AudioVisualDataset):
             script.
         batch_size: clips a batch.
         audio: 'auto', 'wav' or 'log_mel'.
+        front_end: of the audio encoder.
         cache_dir: for computed log-mels; None = `log_mel_cache` in `dir_base`.
         flip: mirror training clips at random.
         seed: of the mirror.
@@ -67,6 +68,7 @@ class AVSSDataset(AudioVisualDataset):
         save_pred_mask_img_size: Sequence[int] = (360, 240),
         batch_size: int = 1,
         audio: str = "auto",
+        front_end: str = "vggish",
         cache_dir: str | None = None,
         flip: bool = False,
         seed: int = 0,
@@ -81,6 +83,7 @@ class AVSSDataset(AudioVisualDataset):
             batch_size=batch_size,
             num_frames=num_frames,
             audio=audio,
+            front_end=front_end,
             cache_dir=cache_dir if cache_dir is not None else Path(dir_base) / "log_mel_cache",
             crop=crop_img_and_mask and split == "train",
             flip=flip,

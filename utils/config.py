@@ -15,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 
 from utils import published, schedules
 from utils.errors import ConfigError
-from utils.registry import DATASETS, lookup, suggestion
+from utils.registry import DATASETS, MODELS, lookup, suggestion
 from utils.runtime import shipped_configs
 
 TASKS = ("s4", "ms3", "avss")
@@ -153,6 +153,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), task: str | Non
     if cfg.process.lr_schedule is not None:
         schedules.validated(cfg.process.lr_schedule)
     cfg["task"] = _task(cfg, Path(path), task)
+    _set_front_end(cfg)
     return cfg
 
 
@@ -244,6 +245,15 @@ def _check_least(cfg: Config, key: str, least: int) -> None:
     value = _value(cfg, key)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{key}={value!r} must be a whole number, {least} or more.")
+
+
+def _set_front_end(cfg: Config) -> None:
+    """Tell the data sets which front end the audio encoder needs, where it is not VGGish's."""
+    encoder = lookup(MODELS, (cfg.model.get("audio_encoder") or {}).get("type", "VGGish"))
+    front_end = getattr(encoder, "front_end", "vggish")
+    if front_end != "vggish":
+        for name in SPLITS:
+            cfg.dataset[name].setdefault("front_end", front_end)
 
 
 def _task(cfg: Config, path: Path, wanted: str | None) -> str:

@@ -3,6 +3,7 @@
 import struct
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataloader import audio
-from dataloader.audio import LogMelCache, check_log_mel, log_mel, read_wave, samples_for_patches, wave_log_mel
+from dataloader.audio import VGGISH, LogMelCache, check_log_mel, log_mel, read_wave, samples_for_patches, wave_log_mel
+from dataloader.front_ends import AISFX, aisfx_log_mel
 from utils.errors import DataError
 
 REFERENCE = np.load(Path(__file__).parents[1] / "reference" / "audio.npz")
@@ -224,3 +226,32 @@ def test_a_full_disk_leaves_no_partial_cache_file(tmp_path: Path, monkeypatch: p
     mel = LogMelCache(tmp_path / "cache").get(write(tmp_path / "a.wav", 5.0), patches=5)
     assert mel.shape == (5, 1, 96, 64)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_aisfx_hears_as_its_weights_were_trained() -> None:
+    samples = noise(3.0, 44_100)[:, 0] * np.linspace(0.1, 1, 3 * 44_100)
+    found = aisfx_log_mel(samples, 44_100, 2)
+    assert found.shape == (2, *AISFX.shape) and found.dtype == torch.float32
+    for index in range(2):
+        window = samples[index * 44_100 :][:42_336]
+        power = librosa.feature.melspectrogram(
+            y=window / np.abs(window).max(), sr=44_100, n_mels=96, norm=1.0, fmin=0, fmax=22_050, htk=True,
+            hop_length=1024, win_length=2048,
+        )  # fmt: skip
+        expected = torch.from_numpy(np.log10(power * 10_000 + 1) / 9.457798957824707).T[:41]
+        torch.testing.assert_close(found[index, 0], expected.float(), rtol=0, atol=1e-5)
+
+
+def test_silence_is_zero_for_aisfx_whatever_comes_before_it() -> None:
+    samples = np.concatenate([noise(1.0, 16_000)[:, 0], np.full(16_000, 1e-3), noise(1.0, 16_000)[:, 0]])
+    found = aisfx_log_mel(samples, 16_000, 3)
+    assert float(found[1].abs().max()) == 0 and float(found[0].max()) > 0.1 and float(found[2].max()) > 0.1
+
+
+def test_each_front_end_caches_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", 3.0)
+    for front_end in (VGGISH, AISFX):
+        cache = LogMelCache(tmp_path / "cache", front_end)
+        first = cache.get(tmp_path / "a.wav", patches=2)
+        assert first.shape == (2, *front_end.shape) and torch.equal(cache.get(tmp_path / "a.wav", patches=2), first)
+    assert len(list((tmp_path / "cache").iterdir())) == 2

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dataloader.audio import SAMPLE_RATE, log_mel, samples_for_patches
+from dataloader.audio import SAMPLE_RATE, VGGISH, log_mel, samples_for_patches
 from dataloader.audio_ablation import ReplacedSound, derangement
 from utils.errors import DataError
 
@@ -19,6 +19,7 @@ REAL = (5, 10, 5, 10)
 class Clips:
     """Four clips of 5 and 10 seconds, padded to 10 frames, each with a log-mel of its own number."""
 
+    front_end = VGGISH
     clips: ClassVar = [SimpleNamespace(frames=(None,) * real, number=float(i + 1)) for i, real in enumerate(REAL)]
 
     def __len__(self) -> int:
