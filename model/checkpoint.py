@@ -244,7 +244,7 @@ def read_file(path: str | Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals(_ARRAY_GLOBALS):
+        with torch.serialization.safe_globals(_NUMPY_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
@@ -253,14 +253,16 @@ def read_file(path: str | Path) -> Any:
         raise CheckpointError(f"{path} is damaged or not a weights file: {str(error).splitlines()[0]}") from error
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-# Globals of a pickled float array: VGGish's PCA parameters are distributed as arrays.
-_ARRAY_GLOBALS: list[Any] = [
+_RECONSTRUCT, _SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+# Globals of pickled arrays and numbers: VGGish's PCA parameters are distributed as arrays, aiSFX's file holds numbers.
+_NUMPY_GLOBALS: list[Any] = [
     np.ndarray,
     np.dtype,
     (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
     (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
-    *(type(np.dtype(kind)) for kind in ("float32", "float64")),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
 ]
 
 

@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from model.aisfx import AiSFX
 from model.avs_model import AVSModel
 from model.checkpoint import backbone_to_ours, check_weights, read_file, read_state_dict
 from utils.errors import CheckpointError, ConfigError
@@ -19,9 +20,9 @@ def load_pretrained(model: AVSModel, cfg: Mapping[str, Any]) -> None:
     Args:
         model: `build_model(cfg)`.
         cfg: `config.model`, of which these keys are read:
-            `backbone.weights`: file (AVSBench's `pvt_v2_b5.pth`, `resnet50-19c8e357.pth`, or one of timm's), 'timm' for
-            the weights that timm downloads, or None.
-            `audio_encoder.weights`: file (AVSBench's `vggish-10086976.pth`), or None.
+            `backbone.weights`: file (AVSBench's `pvt_v2_b5.pth`, `resnet50-19c8e357.pth`, EfficientNet-Lite's, or one of
+            timm's), 'timm' for the weights that timm downloads, or None.
+            `audio_encoder.weights`: file (AVSBench's `vggish-10086976.pth`, or aiSFX's for `AiSFX`), or None.
             `audio_encoder.pca_weights`: file of VGGish's PCA, needed with `audio_encoder.pca=True`.
 
     Raises:
@@ -35,7 +36,8 @@ def load_pretrained(model: AVSModel, cfg: Mapping[str, Any]) -> None:
         load_backbone(model.backbone, weights)
     audio_cfg = cfg.get("audio_encoder") or {}
     if audio_cfg.get("weights") is not None:
-        load_vggish(model.audio_encoder, audio_cfg["weights"])
+        load = load_aisfx if isinstance(model.audio_encoder, AiSFX) else load_vggish
+        load(model.audio_encoder, audio_cfg["weights"])
     if audio_cfg.get("pca"):
         load_pca(model.audio_encoder.get_submodule("pca"), audio_cfg.get("pca_weights"))
 
@@ -59,16 +61,42 @@ def load_timm_weights(backbone: nn.Module) -> None:
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Load image weights, AVSBench's files or timm's, into a `TimmBackbone`; classifiers are left out.
+    """Load image weights, AVSBench's files or timm's, into a `TimmBackbone`.
+
+    Tensors of timm's full network that give no feature maps, such as classifiers, are left out.
 
     Raises:
         CheckpointError: see model.checkpoint.load_weights.
     """
-    weights = {k: v for k, v in read_state_dict(path).items() if not k.startswith(("head.", "fc."))}
+    weights = read_state_dict(path)
     network = backbone.get_submodule("network")
+    full = _full_network(str(getattr(backbone, "name", "")))
+    if "_conv_stem.weight" in weights and len(weights) == len(full):
+        # EfficientNet-Lite's file has the tensors of timm's network in the same order, under other names.
+        weights = dict(zip(full, weights.values(), strict=True))
+    weights = backbone_to_ours(weights)
+    expected = network.state_dict()
+    left_out = set(backbone_to_ours(full)) - set(expected)
+    weights = {name: tensor for name, tensor in weights.items() if name not in left_out}
     # ResNet's file is older than PyTorch 0.4.1, which introduced num_batches_tracked.
-    counters = {name: tensor for name, tensor in network.state_dict().items() if name.endswith(".num_batches_tracked")}
-    _load(network, counters | backbone_to_ours(weights), path)
+    counters = {name: tensor for name, tensor in expected.items() if name.endswith(".num_batches_tracked")}
+    _load(network, counters | weights, path)
+
+
+def load_aisfx(encoder: nn.Module, path: str | Path) -> None:
+    """Load aiSFX's weights, `checkpoint.pth` of its package: a tuple of weights and the training's settings.
+
+    Raises:
+        CheckpointError: see model.checkpoint.load_weights.
+    """
+    content = read_file(path)
+    if isinstance(content, tuple) and content:
+        content = content[0]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds no weights of aiSFX.")
+    prefix = "embedding_net."
+    weights = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+    _load(encoder, weights or dict(content), path)
 
 
 def load_vggish(vggish: nn.Module, path: str | Path) -> None:
@@ -95,6 +123,15 @@ def load_pca(pca: nn.Module, path: str | Path | None) -> None:
     weights = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in content.items()}
     weights = {name: value.reshape(-1, 1) if name == "pca_means" else value for name, value in weights.items()}
     _load(pca, weights, path)
+
+
+def _full_network(name: str) -> dict[str, Tensor]:
+    """Tensors of timm's network with its classifier, by name, without memory; empty for another backbone."""
+    if not timm.is_model(name):
+        return {}
+    with torch.device("meta"):
+        state: dict[str, Tensor] = timm.create_model(name).state_dict()
+    return state
 
 
 def _load(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:

@@ -1,0 +1,9 @@
+"""bash train.sh ms3 config/ms3/MoDAT_lite0_ms3_stamps.py"""
+
+_base_ = [
+    "../_base_/models/modat_lite0_small.py",
+    "../_base_/datasets/ms3_stamps.py",
+    "../_base_/schedules/stamps_frozen.py",
+]
+
+dataset = dict(train=dict(batch_size=4))
