@@ -124,7 +124,7 @@ def build(library: Library, target: Path) -> None:
     """
     compiler = _compiler()
     if library == "cuda":
-        _nvcc()
+        nvcc()
     timeout = _timeout()
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.info("building the %s operators with %s (once, about half a minute)", library, compiler)
@@ -200,6 +200,8 @@ def compile_here(library: Library, target: Path) -> None:
     nvcc_flags = ["-O3", "-std=c++17", "-w"]
     if library == "cuda":
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(cuda_architectures())
+    toolkits = _toolkits() if library == "cuda" else []
+    libraries = [f"-L{top}/{folder}" for top in toolkits for folder in ("lib64", "lib")]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="objects-") as objects:
         cpp_extension.load(
@@ -207,8 +209,8 @@ def compile_here(library: Library, target: Path) -> None:
             sources=[str(FOLDER / "src" / source) for source in SOURCES[library]],
             extra_cflags=flags,
             extra_cuda_cflags=nvcc_flags,
-            extra_include_paths=_toolkit_headers() if library == "cuda" else [],
-            extra_ldflags=["-fopenmp", "-s"] if linux else ["-undefined", "dynamic_lookup"],
+            extra_include_paths=[f"{top}/include" for top in toolkits],
+            extra_ldflags=[*(["-fopenmp", "-s"] if linux else ["-undefined", "dynamic_lookup"]), *libraries],
             build_directory=objects,
             with_cuda=library == "cuda",
             is_python_module=False,
@@ -257,23 +259,27 @@ def _compiler() -> str:
     return name
 
 
-def _nvcc() -> str:
+def nvcc() -> str:
+    """Path of the nvcc that PyTorch's build tools use.
+
+    Raises:
+        BuildError: there is none.
+    """
     from torch.utils.cpp_extension import CUDA_HOME
 
-    nvcc = Path(CUDA_HOME) / "bin" / "nvcc" if CUDA_HOME else None
-    if nvcc is None or not nvcc.exists():
+    compiler = Path(CUDA_HOME) / "bin" / "nvcc" if CUDA_HOME else None
+    if compiler is None or not compiler.exists():
         raise BuildError(f"there is no nvcc; install the CUDA {torch.version.cuda} toolkit, or point CUDA_HOME at it")
-    return str(nvcc)
+    return str(compiler)
 
 
-def _toolkit_headers() -> list[str]:
-    """Where nvcc has its headers, if not where PyTorch looks: nvcc may be a link or a script outside its toolkit."""
-    nvcc = Path(_nvcc())
-    if (nvcc.parent.parent / "include" / "cuda_runtime.h").exists():
+def _toolkits() -> list[str]:
+    """Toolkit folders that nvcc reports, if PyTorch would not find them: nvcc may be a link or a script elsewhere."""
+    compiler = Path(nvcc())
+    if (compiler.parent.parent / "include" / "cuda_runtime.h").exists():
         return []
-    steps = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
-    tops = [line.partition("TOP=")[2].strip() for line in steps.splitlines() if "TOP=" in line]
-    return [str(Path(top) / "include") for top in tops]
+    steps = subprocess.run([compiler, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    return [line.partition("TOP=")[2].strip() for line in steps.splitlines() if "TOP=" in line]
 
 
 def _ninja_folders() -> Iterator[str]:

@@ -20,10 +20,6 @@ if command -v nvcc >/dev/null 2>&1; then
     # Needs no GPU; kept under a name of its sources and tools, so that it is compiled again only when they change.
     kernel="$("$MODAT_PYTHON" -c 'from ops import build; print(build.cache_folder() / ("check-" + build.tag("cuda") + ".so"))')"
     if [ ! -f "$kernel" ]; then
-        # Where nvcc on the PATH is a wrapper, its folder is not the toolkit's, and libcudart is not found beside it.
-        if [ -z "${CUDA_HOME:-}" ] && [ -x /usr/local/cuda/bin/nvcc ]; then
-            export CUDA_HOME=/usr/local/cuda
-        fi
         "$MODAT_PYTHON" ops/build.py cuda "$kernel"
     fi
     echo "the CUDA kernel compiles: $kernel"

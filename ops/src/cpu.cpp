@@ -51,7 +51,7 @@ Tensor forward(Call call) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(Call call, const Tensor& grad) {
-  Gradients grads(call, grad);
+  Gradients grads(call, grad, true);
   const Problem& p = call.problem;
   if (p.batch * p.queries == 0) {
     grads.value.zero_();

@@ -34,7 +34,7 @@ Tensor forward(Call call) {
 std::tuple<Tensor, Tensor, Tensor> backward(Call call, const Tensor& grad) {
   check_levels(call.problem);
   const c10::cuda::CUDAGuard guard(call.value.device());
-  Gradients grads(call, grad);
+  Gradients grads(call, grad, false);
   const Problem& p = call.problem;
   const bool deterministic = at::globalContext().deterministicAlgorithms();
   std::vector<int64_t> sizes = call.value.sizes().vec();

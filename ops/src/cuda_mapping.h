@@ -1,4 +1,4 @@
-// Which thread works on what, as plain arithmetic that host code can run too: tests/ops/test_cuda_mapping.py does.
+// Which thread works on what, as plain arithmetic that host code can run too: tests/ops/test_cuda.py does.
 #pragma once
 
 #include <stdint.h>

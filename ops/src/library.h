@@ -122,19 +122,20 @@ struct Call {
 struct Gradients {
   Tensor grad_out, value, samples, weights;
 
-  Gradients(Call& call, const Tensor& incoming) : grad_out(dense_behind(incoming, 2) ? incoming : incoming.contiguous()) {
+  // On CUDA the gradient of value is accumulated in another tensor: with_value is false there.
+  Gradients(Call& call, const Tensor& incoming, bool with_value) : grad_out(dense_behind(incoming, 2) ? incoming : incoming.contiguous()) {
     Problem& p = call.problem;
     TORCH_CHECK_VALUE(grad_out.dim() == 3 && grad_out.size(0) == p.batch && grad_out.size(1) == p.queries &&
                           grad_out.size(2) == p.heads * p.channels && grad_out.scalar_type() == call.value.scalar_type() &&
                           grad_out.device() == call.value.device(),
                       "modat: incoming gradient ", grad_out.sizes(), " ", grad_out.scalar_type(), " does not fit");
     constexpr auto dense = at::MemoryFormat::Contiguous;
-    value = at::empty_like(call.value, dense);
+    if (with_value) value = at::empty_like(call.value, dense);
     samples = at::empty_like(call.samples, dense);
     weights = at::empty_like(call.weights, dense);
     p.grad_out = grad_out.const_data_ptr();
     p.grad_out_n = grad_out.stride(0), p.grad_out_q = grad_out.stride(1);
-    p.grad_value = value.mutable_data_ptr();
+    p.grad_value = with_value ? value.mutable_data_ptr() : nullptr;
     p.grad_samples = samples.mutable_data_ptr();
     p.grad_weights = weights.mutable_data_ptr();
   }

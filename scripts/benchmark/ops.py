@@ -3,17 +3,18 @@
     python -m scripts.benchmark.ops                       # both sizes, 1 and 2 threads
     python -m scripts.benchmark.ops --levels 28 14 7 --threads 2 --repeats 20 --json ops.json
 
-Rows: the definition in plain PyTorch; ours on locations and weights, and fused (from offsets and logits); where
-torch-ms-deform-attn is installed (an optional peer: `pip install torch-ms-deform-attn`), that op, and with the softmax
-and the locations in PyTorch before it. Rounds alternate between the rows, and medians are quoted, so that other work on
-the machine falls on all of them.
+Rows: the definition in plain PyTorch; ours on locations and weights, and fused (from offsets and logits); if
+torch-ms-deform-attn is installed (optional, `pip install torch-ms-deform-attn`), that op, alone and after softmax and
+locations in PyTorch. Rounds alternate between the rows and medians are reported, so other load on the machine affects
+all rows alike.
 
-The definition allocates large temporaries, which glibc hands back to the system and takes anew on every call. So it is
-quoted twice: as is, and ("kept") from a second process with memory kept, as train.sh does it; ours is timed there too.
+The definition allocates large temporaries, which glibc returns to the system after each call. It is therefore reported
+twice: with default settings, and ("kept") from a second process with memory kept, as in train.sh; ours is timed there
+too.
 
-On a CUDA device (the default where there is one): 10 and 100 frames, float32 and bfloat16, beside the classic algorithm
-with a thread to a channel (classic_msda.cu, float32), and the share of the time that reading every input and
-writing every output once would take at the rate of a large copy measured in the same run.
+On a CUDA device (the default if there is one): 10 and 100 frames, float32 and bfloat16, with the classic algorithm of
+one thread per channel (classic_msda.cu, float32) for comparison, and the share of the memory limit: the time to read
+every input and write every output once at the rate of a large copy measured in the same run.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops import MSDeformAttn, ms_deform_attn, ms_deform_attn_fused
+from ops import MSDeformAttn, build, ms_deform_attn, ms_deform_attn_fused
 from ops.library import has_kernel
 from ops.reference import ms_deform_attn_fused_torch, ms_deform_attn_torch, sampling_locations
 from scripts.benchmark.allocator import memory_kept
 
 CUDA_CALLS = 20  # between two events
+LAUNCH_CYCLES = 50_000_000  # about 30 ms of GPU time, more than CUDA_CALLS launches take
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 
@@ -63,7 +65,7 @@ class Row:
 
 
 class Workload:
-    """An encoder's call: every pixel of every level is a query, sampled around itself as the layer starts out."""
+    """An encoder's call: each pixel of each level is a query, with offsets as at initialisation."""
 
     def __init__(self, levels: list[int], frames: int, device: str, dtype: torch.dtype) -> None:
         self.shapes = tuple((size, size) for size in levels)
@@ -115,7 +117,7 @@ class Workload:
         return known
 
     def bytes(self, backward: bool) -> int:
-        """What must be read and written: inputs and output, with gradients also those."""
+        """Bytes to read and write: inputs and output, in the backward pass also gradients."""
         inputs = sum(tensor.nbytes for tensor in (self.value, self.locations, self.weights))
         return (2 * inputs if backward else inputs) + self.grad.nbytes
 
@@ -138,7 +140,7 @@ class Classic:
             major, minor = torch.cuda.get_device_capability()
             flags = ["-O3", "-std=c++17", f"-arch=sm_{major}{minor}", "-shared", "-Xcompiler", "-fPIC"]
             subprocess.run(
-                ["nvcc", *flags, str(Path(__file__).with_name("classic_msda.cu")), "-o", str(target)], check=True
+                [build.nvcc(), *flags, str(Path(__file__).with_name("classic_msda.cu")), "-o", str(target)], check=True
             )
             Classic.library = ctypes.CDLL(str(target))
         self.shapes = torch.tensor(shapes, device="cuda")
@@ -186,7 +188,8 @@ def _both(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Ten
 def _seconds(call: Callable[[], object], device: str) -> float:
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        call()  # behind this one the next ones queue up: kernels are timed, not their launches
+        call()
+        torch.cuda._sleep(LAUNCH_CYCLES)  # the calls queue up behind it: kernels are timed, not their launches
         start.record()
         for _ in range(CUDA_CALLS):
             call()
@@ -199,7 +202,7 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 
 
 def _extra_mb(call: Callable[[], object], device: str) -> float | None:
-    """Peak memory of a call beyond what is held before it; None where the system does not say."""
+    """Peak memory of a call beyond the memory before it; None if the system does not report it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -223,7 +226,7 @@ def _status_kb(key: str) -> int:
 def measure(
     levels: list[int], frames: int, threads: int, repeats: int, device: str, dtype: torch.dtype, only: str = ""
 ) -> list[Row]:
-    """Rows of one size; `only` keeps the implementations whose name starts with one of its comma-separated words."""
+    """Rows of one size; `only` selects implementations by comma-separated prefixes of their names."""
     torch.set_num_threads(threads)
     work = Workload(levels, frames, device, dtype)
     known = {
@@ -256,7 +259,7 @@ def measure(
 
 
 def _copy_rate(device: str) -> float:
-    """Bytes a second, read and written, of a 1 GB copy."""
+    """Bytes per second, read and written, of a 1 GB copy."""
     source = torch.empty(2**28, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -264,7 +267,7 @@ def _copy_rate(device: str) -> float:
 
 
 def table(rows: list[Row]) -> None:
-    """Print one size's rows with the ratios to the definition and to the peer."""
+    """Print the rows of one size with the ratios to the definition and to the peer."""
     named = {row.name: row for row in rows}
     first = rows[0]
     print(f"\nlevels {first.levels}, {first.frames} frames, {first.dtype}, {first.threads} threads; ms (times faster)")
@@ -293,7 +296,7 @@ def _kept(levels: list[int], frames: int, threads: int, repeats: int) -> list[Ro
     rows = [Row(**row) for row in json.loads(result.stdout)]
     for row in rows:
         row.name += ", kept"
-        row.forward_mb = row.both_mb = None  # memory that is kept says nothing about the call
+        row.forward_mb = row.both_mb = None  # kept memory does not reflect the call
     return rows
 
 
@@ -304,8 +307,8 @@ def main() -> None:
     parser.add_argument("--levels", type=int, nargs="+", help="sides of the square levels; default 28 14 7, 64 32 16")
     parser.add_argument("--frames", type=int, nargs="+", help="default 10; on a GPU 10 100")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=7, help="rounds after a first one that is not counted")
-    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds after the warm-up")
+    parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--rows-only", metavar="NAMES", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = [args.levels] if args.levels else [[28, 14, 7], [64, 32, 16]]

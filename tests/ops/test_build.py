@@ -204,6 +204,18 @@ print(library.has_kernel("cpu"), library.has_kernel("cuda"))
     assert "check nvcc (CUDA_HOME)" in err
 
 
+def test_a_toolkit_is_found_from_an_nvcc_outside_of_it(tmp_path):
+    toolkit = tmp_path / "toolkit"
+    script(tmp_path / "bin" / "nvcc", f"echo '#$ TOP={toolkit}' >&2")
+    code = "from ops import build; print(build._toolkits())"
+    out, _ = finish(python(code, tmp_path / "cache", CUDA_HOME=str(tmp_path)))
+    assert out.strip() == str([str(toolkit)])
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda_runtime.h").touch()
+    out, _ = finish(python(code, tmp_path / "cache", CUDA_HOME=str(tmp_path)))
+    assert out.strip() == "[]"
+
+
 def test_report_names_what_is_missing(tmp_path):
     empty = tmp_path / "bin"
     empty.mkdir()
