@@ -142,12 +142,6 @@ def write_clean_tables(report: Report, tables: Iterable[Path]) -> dict[Path, lis
     return written
 
 
-def table_paths(cfg: Mapping[str, Any]) -> list[Path]:
-    """The CSV files that a config's splits name."""
-    splits = [cfg["dataset"][split] for split in SPLITS if split in cfg["dataset"]]
-    return [Path(split[key]) for split in splits for key in ("anno_csv", "meta_csv_path") if key in split]
-
-
 class _Checks(Dataset[tuple[list[Fault], str]]):
     """All clips of all splits in one row; an item is a clip's faults and its fingerprint."""
 

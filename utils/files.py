@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and what is said where they cannot be written."""
+"""Atomic writing of files, and the messages where a file cannot be written."""
 
 import errno
 import os
@@ -18,15 +18,15 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
 
 @contextmanager
 def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
-    """Write a file so that no reader ever sees half of it, whatever happens to the writer.
+    """Write a file atomically: readers, and processes that write the same file, never see an incomplete one.
 
     Args:
-        path: where the file goes; its folder is made.
-        durable: wait until the disk has it, so that it survives a power cut too; slow for thousands of files.
+        path: the file to make or replace; its folder is made.
+        durable: sync file and folder, so that the file survives a power cut; slow for thousands of files.
 
     Yields:
-        A path beside it to write to. When the block ends, it is renamed to `path`; when the block
-        raises, it is removed and `path` stays as it was.
+        A temporary path beside it, with a name of its own. It is renamed to `path` when the block ends, and removed
+        when the block raises.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -35,48 +35,34 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
-    part = Path(name)
-    try:
+    with _replace_at_end(Path(name), path, durable=durable) as part:
         yield part
-        if durable:
-            with part.open("rb") as stream:
-                os.fsync(stream.fileno())
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        part.chmod(0o644)  # mkstemp's files are private
 
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut.
+    """Write a file of a run atomically and durably. One process writes; the temporary name is always the same.
 
     Args:
-        path: the file to make or replace.
+        path: the file to make or replace; its folder is made.
         write: receives the open binary file.
 
     Raises:
-        CheckpointError: the disk is full, read-only or otherwise refuses; what was at `path` is untouched.
+        CheckpointError: the disk is full, read-only or failing; `path` is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with _replace_at_end(path.with_name(f".{path.name}.writing"), path) as part, part.open("wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        # torch.save turns a failed write into a RuntimeError of its own.
-        temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for a failed write
         raise CheckpointError(f"{path} cannot be written ({_cause(error)}); {_consequence(path.parent)}") from error
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder and see that files can be made in it.
+    """Make a folder and check that it can be written.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: it cannot.
     """
     probe = folder / ".probe"
     try:
@@ -90,14 +76,29 @@ def check_writable(folder: Path) -> None:
 
 
 def explain_write_error(error: OSError, folder: Path) -> CheckpointError | None:
-    """The user's error behind a failed write of logs or pictures; None where the error is something else."""
+    """The CheckpointError to raise for a failed write of logs or images; None for any other error."""
     if error.errno not in _CANNOT_WRITE:
         return None
     return CheckpointError(f"{folder} cannot be written ({_cause(error)}); {_consequence(folder)}")
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextmanager
+def _replace_at_end(part: Path, path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Rename `part` to `path` when the block ends; remove it when the block raises."""
+    try:
+        yield part
+        if durable:
+            _sync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    if durable:
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -105,7 +106,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The system's words; torch.save hides them behind its own error."""
+    """The system's message; torch.save wraps it in an error of its own."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno:
@@ -115,7 +116,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _consequence(folder: Path) -> str:
-    """What is left of a run in whose folder a file cannot be written."""
+    """Which state of the run can be resumed after the failed write."""
     if (folder / LAST).exists():
         return f"{LAST} holds the last good state: make room, then go on with --resume."
     return "no state was saved; make room, or name another folder with process.work_dir=FOLDER."

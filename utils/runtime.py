@@ -101,9 +101,8 @@ def file_lock(path: Path) -> Iterator[None]:
 
 def tables(cfg: Any) -> list[Path]:
     """Tables of clips that the splits of a config name."""
-    names = [
-        split[key] for split in cfg.dataset.values() if isinstance(split, Mapping) for key in TABLE_KEYS if key in split
-    ]
+    splits = [split for split in cfg["dataset"].values() if isinstance(split, Mapping)]
+    names = [split[key] for split in splits for key in TABLE_KEYS if key in split]
     return [Path(name) for name in dict.fromkeys(map(str, names))]
 
 

@@ -18,10 +18,10 @@ if str(ROOT) not in sys.path:
 
 from rich.console import Console  # noqa: E402
 
-from dataloader.preflight import Fault, Report, check_data, table_paths, write_clean_tables  # noqa: E402
+from dataloader.preflight import Fault, Report, check_data, write_clean_tables  # noqa: E402
 from utils.config import TASKS, load_config  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.runtime import find_file  # noqa: E402
+from utils.runtime import find_file, tables  # noqa: E402
 
 __all__ = ["Fault", "Report", "check_data", "main"]
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for fault in report.faults:
             print(fault)
         if options.write_clean_csv:
-            for path, lines in write_clean_tables(report, table_paths(cfg)).items():
+            for path, lines in write_clean_tables(report, tables(cfg)).items():
                 left_out = ", ".join(str(line) for line in lines) or "none"
                 print(f"wrote {path}; lines left out: {left_out}")
     except UserError as error:

@@ -20,7 +20,6 @@ class Clips:
     """Four clips of 5 and 10 seconds, padded to 10 frames, each with a log-mel of its own number."""
 
     front_end = VGGISH
-    front_end = VGGISH
     clips: ClassVar = [SimpleNamespace(frames=(None,) * real, number=float(i + 1)) for i, real in enumerate(REAL)]
 
     def __len__(self) -> int:

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from dataloader import build_dataset, preflight
-from dataloader.preflight import check_data, table_paths, write_clean_tables
+from dataloader.preflight import check_data, write_clean_tables
 from utils.errors import DataError
+from utils.runtime import tables
 
 Splits = Callable[..., dict[str, Any]]
 MS3 = "Multi-sources/ms3_data"
@@ -309,7 +310,7 @@ def test_a_clean_table_leaves_the_bad_clips_out_and_keeps_every_column(own: Path
     dataset = build_dataset(splits(own, "s4")["val"])
     dataset.clips[1].frames[0].unlink()
     cfg = config(own, splits, "s4")
-    ((path, left_out),) = write_clean_tables(check(cfg), table_paths(cfg)).items()
+    ((path, left_out),) = write_clean_tables(check(cfg), tables(cfg)).items()
     assert path == table.with_name("s4_meta_data.clean.csv") and left_out == [dataset.clips[1].row.line]
     before, after = (list(csv.reader(file.open())) for file in (table, path))
     assert after == [row for number, row in enumerate(before, start=1) if number not in left_out]
@@ -319,6 +320,6 @@ def test_a_clean_table_leaves_the_bad_clips_out_and_keeps_every_column(own: Path
 def test_a_clip_in_two_splits_leaves_training(own: Path, splits: Splits) -> None:
     lines(own, "stamps_val_00000,train")
     cfg = config(own, splits)
-    ((path, left_out),) = write_clean_tables(check(cfg), table_paths(cfg)).items()
+    ((path, left_out),) = write_clean_tables(check(cfg), tables(cfg)).items()
     assert left_out == [12]
     assert "stamps_val_00000,val" in path.read_text()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.benchmark.literal_metrics import literal_f_score, literal_mask_iou, literal_semantic_sums
-from utils.metrics import FScore, MaskIoU, SemanticScores, _thresholds_reached, pr_thresholds
+from utils.metrics import FScore, MaskIoU, SemanticScores, frame_f_curves, pr_thresholds
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "losses_metrics.npz"
 
@@ -88,13 +88,18 @@ def test_semantic_scores_equal_their_literal_definition(n, size, classes, seed):
     assert metric.frames.tolist() == count.tolist()
 
 
-def test_buckets_are_exact_on_and_beside_every_threshold():
+def test_f_curves_are_exact_on_and_beside_every_threshold_and_nan_is_background():
     thresholds = pr_thresholds()
     inf = torch.tensor(torch.inf)
     values = torch.cat([thresholds, thresholds.nextafter(inf), thresholds.nextafter(-inf)]).clamp(0, 1)
-    expected = torch.bucketize(values, thresholds, right=True)
-    assert torch.equal(_thresholds_reached(values, thresholds).long(), expected)
-    assert _thresholds_reached(torch.tensor([torch.nan]), thresholds).item() == 0
+    probability = torch.cat([values, torch.full((255,), torch.nan)])
+    target = torch.arange(len(probability)) % 3 > 0
+    predicted = probability >= thresholds[:, None]  # (255, pixels)
+    hits = (predicted & target).sum(1).double()
+    precision, recall = (hits / predicted.sum(1)).nan_to_num(0.0), hits / target.sum()
+    expected = (1.3 * precision * recall / (0.3 * precision + recall)).nan_to_num(0.0)
+    curve = frame_f_curves(probability.view(1, 4, 255), target.view(1, 4, 255))
+    torch.testing.assert_close(curve[0], expected, rtol=0, atol=1e-12)
 
 
 def test_an_empty_frame_scores_its_empty_share_and_is_left_out_of_f():
