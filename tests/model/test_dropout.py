@@ -104,9 +104,7 @@ def test_attention_with_dropout_has_the_mean_of_attention_without() -> None:
 
 
 @pytest.mark.parametrize("module", [FeedForward(8, 16, 0.5), MultiheadAttention(8, 2, dropout=0.5)])
-def test_recomputation_draws_the_same_mask(
-    module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recomputation_draws_the_same_mask(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 5, 8)
     gradients, kept = [], []
     for _ in range(2):
