@@ -1,4 +1,4 @@
-"""Data sets in AVSBench's layouts, the audio front end, and, in `dataloader.data_module`, the Lightning data module."""
+"""Data sets in AVSBench's layouts; the loaders are in `dataloader.data_module`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +14,12 @@ def build_dataset(cfg: Mapping[str, Any], *, where: str = "dataset", **extra: An
 
     Args:
         cfg: `type` and constructor arguments, as in `cfg.dataset.train`.
-        where: the dictionary's place in the config, for messages.
-        **extra: further constructor arguments; they win over the config's.
+        where: the dictionary's key in the config, for messages.
+        **extra: further constructor arguments, replacing the config's.
 
     Raises:
         ConfigError: an unknown type or key.
-        DataError: the table is missing, broken, or has no clip of the split.
+        DataError: the table is missing or broken, or has no clip of the split.
     """
     dataset: AudioVisualDataset = build(DATASETS, {**cfg, **extra}, where=where)
     return dataset

@@ -1,6 +1,6 @@
-"""From a sound file to VGGish's log-mel windows: one (1, 96, 64) picture of 0.96 s for each video frame.
+"""Sound files, VGGish's log-mel (one (1, 96, 64) patch of 0.96 s per video frame), and a cache of log-mels.
 
-The front end is that of VGGish (Hershey et al., "CNN architectures for large-scale audio classification", ICASSP 2017):
+The log-mel is that of VGGish (Hershey et al., "CNN architectures for large-scale audio classification", ICASSP 2017):
 25 ms periodic Hann windows every 10 ms, magnitude spectrum, 64 mel bands, logarithm, patches of 96 frames.
 """
 
@@ -35,7 +35,7 @@ MAX_CHANNELS = 16
 
 
 def log_mel(waveform: npt.ArrayLike | Tensor, sample_rate: int) -> Tensor:
-    """VGGish's input for a wave form.
+    """VGGish's input for a waveform.
 
     Args:
         waveform: (samples,) or (samples, channels), floating point in [-1, 1] or int16; channels are averaged.
@@ -45,18 +45,18 @@ def log_mel(waveform: npt.ArrayLike | Tensor, sample_rate: int) -> Tensor:
         (n, 1, 96, 64) float32, n = whole 0.96 s patches; a partial patch at the end is dropped.
 
     Raises:
-        ValueError: the wave form has more than two axes, or the rate is not positive.
+        ValueError: the waveform has more than two axes, or the rate is not positive.
     """
     samples = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
     if samples.ndim not in (1, 2):
-        raise ValueError(f"a wave form is (samples,) or (samples, channels), got shape {samples.shape}")
+        raise ValueError(f"a waveform is (samples,) or (samples, channels), got shape {samples.shape}")
     if sample_rate <= 0:
         raise ValueError(f"sample_rate must be positive, got {sample_rate}")
     samples = mono(samples)
     if len(samples) * SAMPLE_RATE < samples_for_patches(1) * sample_rate:
         return torch.zeros(0, *PATCH_SHAPE)
     if sample_rate != SAMPLE_RATE:
-        import resampy  # brings a compiler: 60 MB that sounds at 16 kHz can do without
+        import resampy  # imports numba (60 MB), not needed at 16 kHz
 
         samples = resampy.resample(samples, sample_rate, SAMPLE_RATE, filter="kaiser_best")
     signal = torch.from_numpy(np.ascontiguousarray(samples))
@@ -75,7 +75,7 @@ def mono(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
 
 
 def samples_for_patches(patches: int) -> int:
-    """Samples at 16 kHz that give exactly `patches` whole log-mel patches, and no spare one."""
+    """Least number of samples at 16 kHz that give `patches` whole log-mel patches."""
     return (patches * PATCH_FRAMES - 1) * HOP_LENGTH + WINDOW_LENGTH if patches else 0
 
 
@@ -84,10 +84,10 @@ class FrontEnd:
     """From a waveform to the input of an audio encoder, one patch per frame of the clip.
 
     Attributes:
-        name: as encoders name it.
-        version: part of every cache key: change it when the numbers change.
+        name: as in the encoders' attribute `front_end`.
+        version: part of every cache key; change it when the numbers change.
         shape: of a patch.
-        length: (patches, sample rate in Hz) -> samples that give exactly these patches.
+        length: (patches, sample rate in Hz) -> samples needed for these patches.
         patches: (samples (n,) or (n, channels), sample rate, patches) -> (patches, *shape) float32.
     """
 
@@ -113,21 +113,21 @@ VGGISH = FrontEnd(
     length=_vggish_length,
     patches=_vggish_patches,
 )
-"""`log_mel`, windows of 0.96 s side by side."""
+"""`log_mel`: windows of 0.96 s without overlap."""
 
 
 def read_wave(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> tuple[npt.NDArray[np.int16], int]:
-    """Read a sound file whole, once its header has been found believable.
+    """Read a sound file whole, after checking its header.
 
     Args:
         path: a file that libsndfile reads (wav, flac, ogg).
-        max_seconds: longest sound that is read.
+        max_seconds: longest sound accepted.
 
     Returns:
         (samples, channels) int16, and the sample rate in Hz.
 
     Raises:
-        DataError: the file is missing, unreadable, empty, truncated, or says that it is longer than `max_seconds`.
+        DataError: the file is missing, unreadable, empty or truncated, or its header announces more than `max_seconds`.
     """
     path = Path(path)
     if not path.is_file():
@@ -136,13 +136,16 @@ def read_wave(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> tuple[np
         with soundfile.SoundFile(path) as file:
             rate, announced, channels = file.samplerate, file.frames, file.channels
             if rate < 1 or not 1 <= channels <= MAX_CHANNELS:
-                raise DataError(f"the sound {path} has {channels} channels at {rate} Hz, which is no usable sound.")
+                raise DataError(
+                    f"the sound {path} has {channels} channels at {rate} Hz; expected 1 to {MAX_CHANNELS} channels "
+                    "and a positive rate."
+                )
             size = path.stat().st_size
             seconds = max(announced / rate, 0.0)
             if seconds > max_seconds or _riff_bytes(path) > max(64, 4 * size):
                 raise DataError(
-                    f"the sound {path} says that it lasts {_duration(path, rate, seconds)}, more than the "
-                    f"{max_seconds:g} s that are allowed: cut it, or raise max_seconds."
+                    f"the header of the sound {path} announces {_duration(path, rate, seconds)}, more than "
+                    f"max_seconds={max_seconds:g}: cut the file, or raise max_seconds."
                 )
             samples = file.read(dtype="int16", always_2d=True)
     except (soundfile.LibsndfileError, OSError, RuntimeError, ValueError, TypeError) as error:
@@ -150,7 +153,7 @@ def read_wave(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> tuple[np
     if len(samples) == 0:
         raise DataError(f"the sound {path} is empty.")
     if len(samples) < announced:
-        raise DataError(f"the sound {path} is truncated: {len(samples)} of {announced} samples are there.")
+        raise DataError(f"the sound {path} is truncated: it has {len(samples)} of {announced} samples.")
     return samples, rate
 
 
@@ -159,14 +162,13 @@ def wave_log_mel(
 ) -> Tensor:
     """Log-mel of a sound file, for a clip that needs `patches` windows.
 
-    A sound that ends within the last second or so of the clip is completed with silence; recordings are seldom cut to
-    the sample.
+    A sound up to one second too short is padded with silence.
 
     Returns:
         (patches, *front_end.shape) float32.
 
     Raises:
-        DataError: the file cannot be read, or is more than one window too short.
+        DataError: the file cannot be read, or is more than one second too short.
     """
     samples, rate = read_wave(path, max_seconds=max_seconds)
     needed = front_end.length(patches, rate)
@@ -184,29 +186,29 @@ def check_log_mel(value: Tensor, path: str | Path, *, patches: int) -> Tensor:
     """The first `patches` windows of a stored log-mel, as float32 (patches, 1, 96, 64).
 
     Raises:
-        DataError: another shape or type, fewer windows, or numbers that are not finite.
+        DataError: another shape or type, fewer windows, or values that are not finite.
     """
     if value.ndim != 4 or tuple(value.shape[1:]) != PATCH_SHAPE or len(value) < patches:
         raise DataError(
             f"the log-mel {path} has shape {tuple(value.shape)}, expected ({patches}, 1, {PATCH_FRAMES}, {MEL_BINS})."
         )
     if not value.is_floating_point():
-        raise DataError(f"the log-mel {path} holds {value.dtype}, expected floating-point numbers.")
+        raise DataError(f"the log-mel {path} holds {value.dtype}, expected floating point.")
     value = value.detach()[:patches].to(torch.float32, copy=True).contiguous()
     if not bool(torch.isfinite(value).all()):
-        raise DataError(f"the log-mel {path} holds numbers that are not finite.")
+        raise DataError(f"the log-mel {path} holds values that are not finite.")
     return value
 
 
 class LogMelCache:
-    """Computed log-mels on disk, keyed by the sound file's path, size and time of change, and by the front end.
+    """Computed log-mels on disk, keyed by the sound file's path, size and modification time and by the front end.
 
-    A folder that cannot be written never fails a run: the last `memory_clips` results are then kept in memory.
+    Where the folder cannot be written, the last `memory_clips` results are kept in memory instead.
 
     Args:
-        folder: where the files go; None keeps them in memory only.
+        folder: of the cached files; None = memory only.
         front_end: computes them.
-        memory_clips: how many clips are remembered without a folder (0.1 MB each for 5 frames).
+        memory_clips: clips kept in memory without a folder (0.1 MB each for 5 frames).
     """
 
     def __init__(self, folder: str | Path | None, front_end: FrontEnd = VGGISH, *, memory_clips: int = 2048) -> None:
@@ -217,7 +219,7 @@ class LogMelCache:
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
 
     def get(self, path: str | Path, *, patches: int, max_seconds: float = MAX_SECONDS) -> Tensor:
-        """`wave_log_mel(path, ...)`, from the cache where it holds the same file."""
+        """`wave_log_mel(path, ...)`, from the cache if the file is unchanged."""
         path = Path(path)
         key = self._key(path, patches)
         if key in self._memory:
@@ -247,7 +249,7 @@ class LogMelCache:
         try:
             array = np.load(self.folder / f"{key}.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError):
-            return None  # absent, or cut short by a crash of the machine: computed again
+            return None  # missing or truncated: computed again
         if array.dtype != np.float32 or array.shape != (patches, *self.front_end.shape):
             return None
         return torch.from_numpy(array)
@@ -265,21 +267,21 @@ class LogMelCache:
 
 @functools.cache
 def _mel_weights() -> Tensor:
-    """(FFT_LENGTH / 2, MEL_BINS) float64: triangles linear in mel, without a row for the highest bin."""
+    """(FFT_LENGTH / 2, MEL_BINS) float64: triangular filters, without a row for the highest FFT bin."""
     low, high = MEL_RANGE
     banks, _ = get_mel_banks(MEL_BINS, FFT_LENGTH, float(SAMPLE_RATE), low, high, 0.0, 0.0, 1.0)  # (MEL_BINS, 256)
     weights = banks.to(torch.float64).T.contiguous()
-    weights[0] = 0.0  # VGGish leaves the DC bin out
+    weights[0] = 0.0  # VGGish leaves out the DC bin
     return weights
 
 
 def _riff_bytes(path: Path) -> int:
-    """Bytes of sound that a RIFF header announces, 0 for any other file; libsndfile trims this to what is there."""
+    """Bytes of sound announced by a RIFF header, 0 for other files; libsndfile reports at most the bytes present."""
     with path.open("rb") as file:
         head = file.read(4096)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return 0
-    at = 12  # chunks: four letters, their length, that many bytes, and one more where it is odd
+    at = 12  # chunks: id (4 bytes), length (4 bytes), data, padded to an even length
     while at + 8 <= len(head) and head[at : at + 4] != b"data":
         length = int.from_bytes(head[at + 4 : at + 8], "little")
         at += 8 + length + length % 2

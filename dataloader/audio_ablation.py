@@ -1,4 +1,4 @@
-"""Another sound for the same pictures: what a model's hearing is worth shows when it is deceived."""
+"""Audio ablations: a data set's sounds replaced by silence, noise, or the sounds of other clips."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ from utils.errors import DataError
 from utils.reproducibility import step_seed
 
 NOISE_LEVEL = 0.1
-"""Standard deviation of the noise, full scale = 1; about that of loud speech."""
+"""Standard deviation of the noise, full scale 1; about that of loud speech."""
 
 
 class ReplacedSound(Dataset[dict[str, Any]]):
-    """A data set with the sound of every clip replaced, before the model hears it.
+    """A data set with the sound of every clip replaced.
 
     Args:
-        dataset: where pictures and masks come from.
-        sound: 'silence' (the log-mel of zeros), 'noise' (white, drawn for each clip) or 'shuffled' (each clip gets the
+        dataset: of frames and masks; its front end computes the log-mels.
+        sound: 'silence' (the log-mel of zeros), 'noise' (white noise, drawn per clip) or 'shuffled' (each clip gets the
             sound of another one; every sound is used once).
-        seed: of the draws.
+        seed: of noise and permutation.
 
     Raises:
-        DataError: a single clip cannot be shuffled.
+        DataError: 'shuffled' with a single clip.
     """
 
     def __init__(self, dataset: AudioVisualDataset, sound: str, seed: int) -> None:
@@ -37,11 +37,11 @@ class ReplacedSound(Dataset[dict[str, Any]]):
         self.other = derangement(len(dataset), seed)
 
     def __len__(self) -> int:
-        """Clips."""
+        """Number of clips."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The item, with another log-mel in its real frames."""
+        """The item, with the log-mel of its real frames replaced."""
         item = self.dataset[index]
         real = len(self.dataset.clips[index].frames)
         replaced = torch.zeros_like(item["log_mel"])
@@ -51,7 +51,7 @@ class ReplacedSound(Dataset[dict[str, Any]]):
     def _log_mel(self, index: int, patches: int) -> Tensor:
         if self.sound == "shuffled":
             other = self.dataset.read_log_mel(self.dataset.clips[self.other[index]])
-            # Clips of avss are 5 or 10 seconds long: a shorter sound is heard twice.
+            # Clips of avss are 5 or 10 seconds long; a shorter sound is repeated.
             return other[torch.arange(patches) % len(other)]
         front_end = self.dataset.front_end
         waveform = torch.zeros(front_end.length(patches, SAMPLE_RATE))
@@ -62,9 +62,7 @@ class ReplacedSound(Dataset[dict[str, Any]]):
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """A seeded permutation in which nothing stays where it is: one random ring through all numbers."""
-    ring = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    following = [0] * count
-    for place, number in enumerate(ring):
-        following[number] = ring[(place + 1) % count]
-    return following
+    """A seeded permutation of 0..count-1 without fixed points: one cycle through all numbers in random order."""
+    cycle = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    following = dict(zip(cycle, [*cycle[1:], *cycle[:1]], strict=True))
+    return [following[number] for number in range(count)]

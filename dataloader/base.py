@@ -1,6 +1,6 @@
-"""What the three data sets share: clips of frames, masks and one sound, turned into the tensors of an item.
+"""Base class of the data sets: reads the frames, masks and sound of a clip into the tensors of an item.
 
-Notation: T frames a clip, H W pixels.
+Notation: T frames per clip, H W pixels.
 """
 
 import abc
@@ -27,9 +27,9 @@ AUDIO_SOURCES = ("auto", "wav", "log_mel")
 
 @dataclass(frozen=True)
 class Clip:
-    """Where a clip lies on disk, and which of its frames have a label.
+    """Files of one clip.
 
-    `frames` are the real frames (at most T; the rest of the item is padding); `masks` belong to the first of them.
+    `frames` are at most T, the rest of an item is padding; `masks` are the labels of the first `len(masks)` frames.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Clip:
 class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
     """Items of `num_frames` frames with their sound and masks.
 
-    A data set says where its clips lie (`clips`, `roots`) and how one mask is read (`read_mask`).
+    Subclasses fill `clips` and define `roots` (folders) and `read_mask` (one mask file).
 
     An item is a dictionary:
         frames: (T, 3, H, W) float32, normalised by ImageNet's mean and deviation; padding is zero.
         log_mel: (T, *shape) float32 of the front end, (T, 1, 96, 64) for VGGish; padding is zero.
-        masks: (T, H, W) uint8 class numbers, 0 = background; frames without label are zero.
+        masks: (T, H, W) uint8 class indices, 0 = background; zero for frames without label.
         gt_temporal_mask_flag: (T,) float32, 1 = the frame has a label.
         vid_temporal_mask_flag: (T,) float32, 1 = a real frame, 0 = padding.
         name: the clip's name.
@@ -56,9 +56,9 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
     Args:
         split: of the table, 'train', 'val' or 'test'.
         img_size: (height, width) of the items, pixels.
-        batch_size: clips a batch, for the data module.
+        batch_size: clips per batch, for the data module.
         num_frames: T.
-        audio: 'auto' (the stored log-mel where it lies, else the wave file), 'wav' or 'log_mel'.
+        audio: 'auto' (the stored log-mel where it exists, else the wave file), 'wav' or 'log_mel'.
         front_end: of the audio encoder, see dataloader/front_ends.py; stored log-mels are VGGish's.
         cache_dir: where log-mels computed from wave files are kept.
         crop: resize the shorter side and take the centre, instead of stretching.
@@ -95,7 +95,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
             )
         for key, value in (("batch_size", batch_size), ("num_frames", num_frames)):
             if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{type(self).__name__}: {key}={value!r}, expected a whole number above zero.")
+                raise ConfigError(f"{type(self).__name__}: {key}={value!r}, expected a positive whole number.")
         height, width = check_size(type(self).__name__, "img_size", img_size)
         self.split = split
         self.img_size = (height, width)
@@ -115,11 +115,11 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
 
     @abc.abstractmethod
     def read_mask(self, path: Path) -> npt.NDArray[np.uint8]:
-        """Class numbers (H, W) uint8 of one mask file."""
+        """Class indices (H, W) uint8 of one mask file."""
 
     @abc.abstractmethod
     def roots(self) -> dict[str, Path]:
-        """The resolved folders that the files named by the table may not leave: 'frames', 'masks', 'wav', 'log_mel'."""
+        """Resolved root folders 'frames', 'masks', 'wav', 'log_mel'; files outside are refused."""
 
     def __len__(self) -> int:
         """Clips of the split."""
@@ -129,15 +129,15 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         """Read one clip from disk.
 
         Raises:
-            DataError: a file of it is missing, broken or unsafe; the message names the file and the table's line.
+            DataError: a file of it is missing, broken or unsafe; the message names the file and the line of the table.
         """
         clip = self.clips[index]
         try:
             item = self.read_clip(clip)
         except DataError as error:
-            if clip.row.place in str(error):
+            if clip.row.location in str(error):
                 raise
-            raise DataError(f"{clip.row.place}: {error}") from error
+            raise DataError(f"{clip.row.location}: {error}") from error
         if self.flip and self.split == "train" and self._mirrored(index):
             item["frames"], item["masks"] = item["frames"].flip(-1), item["masks"].flip(-1)
         return item
@@ -148,14 +148,14 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         roots = self.roots()
         real, labelled = len(clip.frames), len(clip.masks)
         pixels = np.stack(
-            [read_frame(inside(roots["frames"], path, clip.row.place), self.placement) for path in clip.frames]
+            [read_frame(inside(roots["frames"], path, clip.row.location), self.placement) for path in clip.frames]
         )
         frames = torch.zeros(self.num_frames, 3, height, width)
         frames[:real] = normalise(pixels)
         masks = torch.zeros(self.num_frames, height, width, dtype=torch.uint8)
-        for position, path in enumerate(clip.masks):
-            mask = self.read_mask(inside(roots["masks"], path, clip.row.place))
-            masks[position] = torch.tensor(mask)
+        for index, path in enumerate(clip.masks):
+            mask = self.read_mask(inside(roots["masks"], path, clip.row.location))
+            masks[index] = torch.tensor(mask)
         log_mel = torch.zeros(self.num_frames, *self.front_end.shape)
         log_mel[:real] = self.read_log_mel(clip)
         return {
@@ -168,14 +168,19 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         }
 
     def read_log_mel(self, clip: Clip) -> Tensor:
-        """Log-mel of a clip's real frames, (len(clip.frames), *shape) float32, from the source that `audio` names."""
+        """Log-mel of a clip's real frames, (len(clip.frames), *shape) float32, from the source set by `audio`."""
         patches = len(clip.frames)
         if self.uses_log_mel_file(clip):
-            path = inside(self.roots()["log_mel"], clip.log_mel, clip.row.place)
+            path = inside(self.roots()["log_mel"], clip.log_mel, clip.row.location)
             return check_log_mel(read_tensor(path), path, patches=patches)
         if self.audio == "auto" and self.front_end is VGGISH and not clip.wav.is_file():
-            raise DataError(f"{clip.row.place}: the sound is missing, both {clip.log_mel} and {clip.wav}.")
-        path = inside(self.roots()["wav"], clip.wav, clip.row.place)
+            raise DataError(f"{clip.row.location}: the sound is missing, both {clip.log_mel} and {clip.wav}.")
+        if self.front_end is not VGGISH and clip.log_mel.is_file() and not clip.wav.is_file():
+            raise DataError(
+                f"{clip.row.location}: the sound {clip.wav} is missing; {clip.log_mel} is VGGish's log-mel, and "
+                f"front_end={self.front_end.name!r} needs the wave file."
+            )
+        path = inside(self.roots()["wav"], clip.wav, clip.row.location)
         return self.cache.get(path, patches=patches, max_seconds=self.max_seconds)
 
     def uses_log_mel_file(self, clip: Clip) -> bool:
@@ -184,7 +189,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         return self.audio == "log_mel" or stored
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose mirrors are drawn; workers that are already running follow."""
+        """Set the epoch of the random mirrors, in running workers too."""
         self._epoch.fill_(epoch)
 
     def _mirrored(self, index: int) -> bool:
@@ -192,7 +197,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
 
 
 def check_size(owner: str, key: str, value: Sequence[int], expected: str = "(height, width)") -> tuple[int, int]:
-    """The two lengths of a config's value.
+    """Check a size in pixels from a config and return it as a tuple.
 
     Raises:
         ConfigError: it is not a pair of positive whole numbers.

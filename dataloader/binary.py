@@ -1,4 +1,4 @@
-"""AVSBench's Single-source (s4) and Multi-sources (ms3) layouts: which pixels sound, without saying what they are."""
+"""AVSBench's Single-source (s4) and Multi-sources (ms3) layouts: binary masks of the sounding objects."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,21 +15,21 @@ from utils.registry import DATASETS
 
 
 class BinaryDataset(AudioVisualDataset):
-    """Clips listed in one table, with frames, sounds and masks in trees of their own.
+    """Clips listed in one table, with separate folder trees of frames, sounds and masks.
 
     Args:
         split: 'train', 'val' or 'test'.
         anno_csv: the table.
         dir_img: root of the frames.
-        dir_audio_log_mel: root of the pickled log-mels; it need not exist where wave files do.
+        dir_audio_log_mel: root of the pickled log-mels; may be missing where wave files exist.
         dir_mask: root of the masks.
         img_size: (height, width) of the items, pixels.
-        batch_size: clips a batch.
+        batch_size: clips per batch.
         dir_audio_wav: root of the wave files; None = `audio_wav` beside `dir_audio_log_mel`.
         audio: 'auto', 'wav' or 'log_mel'.
         front_end: of the audio encoder.
         num_frames: T.
-        num_labelled_frames: labelled frames from the first on; None = what AVSBench labels in this split.
+        num_labelled_frames: number of labelled frames, from the first; None = as AVSBench labels this split.
         cache_dir: for computed log-mels; None = `log_mel_cache` beside `dir_audio_wav`.
         flip: mirror training clips at random.
         seed: of the mirror.
@@ -90,7 +90,7 @@ class BinaryDataset(AudioVisualDataset):
         self.clips = [self._clip(row) for row in rows]
 
     def labelled_frames(self) -> int:
-        """How many frames AVSBench labels in this split."""
+        """Number of frames per clip that AVSBench labels in this split."""
         return self.num_frames
 
     def roots(self) -> dict[str, Path]:
@@ -123,7 +123,7 @@ class BinaryDataset(AudioVisualDataset):
 
 @DATASETS.register_module()
 class S4Dataset(BinaryDataset):
-    """Single-source: `{split}/{category}/{name}/{name}_{1..T}.png`; in training the first frame alone has a label."""
+    """Single-source: `{split}/{category}/{name}/{name}_{1..T}.png`; in training only the first frame has a label."""
 
     task: ClassVar[str] = "s4"
     columns: ClassVar[tuple[str | tuple[str, ...], ...]] = (("name", "video_id"), "category", "split")

@@ -1,4 +1,4 @@
-"""Loaders for training, validation and test whose order is a function of the seed and the epoch alone."""
+"""Loaders for training, validation and test; the order of clips depends on seed and epoch only."""
 
 import os
 import random
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 class ClipBatchSampler(Sampler[list[int]]):
-    """Batches of clip numbers for one of several processes, the same for the same seed and epoch.
+    """Batches of clip indices for one of several processes, determined by seed and epoch.
 
-    In training, `world_size` processes with batch `b` see together exactly the batches that one process with batch
-    `world_size * b` sees, but for the last: there the first clips come again until all processes have equally many. In
-    evaluation the batches are those of a single process, dealt out in turn, and nothing is repeated: sums over all
-    processes count every clip once, and figures that depend on the batch stay what they are.
+    In training, `world_size` processes with batch size `b` together see the batches of one process with batch size
+    `world_size * b`, except that the last batch repeats the first clips until all processes have equally many. In
+    evaluation the batches of a single process are distributed round-robin without repetition: sums over all processes
+    count every clip once, and scores that depend on the batches do not change.
 
     Args:
-        clips: in the split.
-        batch_size: clips a batch and process.
-        shuffle: training (drawn anew each epoch) or evaluation (in order).
+        clips: number of clips in the split.
+        batch_size: clips per batch and process.
+        shuffle: True for training (a new order per epoch), False for evaluation (in order).
         seed: of the order.
-        drop_last: leave out an incomplete last batch.
+        drop_last: drop an incomplete last batch.
         rank: of this process.
-        world_size: processes.
+        world_size: number of processes.
     """
 
     def __init__(
@@ -59,28 +59,28 @@ class ClipBatchSampler(Sampler[list[int]]):
         self._skip = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order is drawn."""
+        """Set the epoch that determines the order."""
         self.epoch = epoch
 
     def skip(self, batches: int) -> None:
-        """Start the next iteration, and only that, after `batches` batches: how a run goes on within an epoch.
+        """Start the next iteration, and only that one, after `batches` batches: to resume within an epoch.
 
         The length stays that of the whole epoch.
         """
         self._skip = batches
 
     def __len__(self) -> int:
-        """Batches of this process in a whole epoch."""
+        """Number of batches of this process per epoch."""
         return len(self._batches())
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Batches of clip numbers."""
+        """Batches of clip indices."""
         batches = self._batches()[self._skip :]
         self._skip = 0
         yield from batches
 
     def order(self) -> list[int]:
-        """All clips in the order of this epoch, before they are dealt out."""
+        """All clips in the order of this epoch, before they are distributed over processes."""
         if not self.shuffle:
             return list(range(self.clips))
         generator = torch.Generator().manual_seed(step_seed(self.seed, self.epoch))
@@ -109,7 +109,7 @@ class DataModule:
     Args:
         cfg: a loaded config.
         rank: of this process.
-        world_size: processes that share the clips.
+        world_size: number of processes that share the clips.
         overrides: constructor arguments for the data sets of all splits, for example `{'audio': 'wav'}`.
     """
 
@@ -131,8 +131,8 @@ class DataModule:
         """The data set of 'train', 'val' or 'test', built on first use.
 
         Raises:
-            ConfigError: the config describes no such data set, or describes it wrongly.
-            DataError: its table is missing, broken, or has no clip of the split.
+            ConfigError: the config has no such split, or a wrong one.
+            DataError: its table is missing or broken, or has no clip of the split.
         """
         if split not in self._datasets:
             cfg = self.splits.get(split)
@@ -146,7 +146,7 @@ class DataModule:
 
         Args:
             split: 'train', 'val' or 'test'.
-            shuffle: as training does, or in order.
+            shuffle: True for the order of training, False for the order of the table.
         """
         dataset = self.dataset(split)
         batches = _EpochBatches(
@@ -170,7 +170,7 @@ class DataModule:
 
 
 class _EpochBatches(ClipBatchSampler):
-    """Tells the data set the epoch too, for what it draws itself."""
+    """Passes the epoch on to the data set, for its random mirrors."""
 
     def __init__(self, dataset: "AudioVisualDataset", batch_size: int, **options: Any) -> None:
         super().__init__(len(dataset), batch_size, **options)
@@ -182,10 +182,10 @@ class _EpochBatches(ClipBatchSampler):
 
 
 def _start_worker(worker: int) -> None:
-    """Python's and numpy's generators of a worker, from the seed that torch gave it; one thread a worker.
+    """Seed Python's and numpy's generators from torch's seed of the worker; one thread per worker.
 
-    A worker leaves the run's process group: Ctrl-C and a scheduler's SIGTERM go to all of it, and the run could not
-    finish its step and save if they took its workers away. It ends when its parent does.
+    Workers leave the run's process group, so that Ctrl-C or a scheduler's SIGTERM to the group does not end them before
+    the run has finished its step and saved. They end with their parent.
     """
     os.setpgrp()
     seed = torch.initial_seed() % 2**32

@@ -1,4 +1,4 @@
-"""Audio front ends by name, as audio encoders ask for them (`front_end = "aisfx"`)."""
+"""Audio front ends by name; audio encoders name theirs by an attribute (`front_end = "aisfx"`)."""
 
 import functools
 
@@ -25,12 +25,12 @@ SILENCE_RMS = 0.005
 def aisfx_log_mel(samples: npt.NDArray[np.generic], sample_rate: int, patches: int) -> Tensor:
     """Input of aiSFX (Cantil & Serra, 2022): log10(1 + 10^4 mel power) / 9.4578 of each window divided by its peak.
 
-    Window t starts at t seconds and lasts 0.96 s. The division by the peak hides loudness, so that silent windows are
-    marked: they are zero.
+    Window t starts at t seconds and lasts 0.96 s. The division by the peak removes loudness; silent windows
+    are therefore set to zero.
 
     Args:
         samples: (n,) or (n, channels), int16 or floats with full scale 1.
-        sample_rate: Hz; resampled to 44.1 kHz by soxr.
+        sample_rate: Hz; resampled to 44.1 kHz (soxr, HQ).
         patches: number of windows.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Frames and masks: safe reading, resizing, normalising."""
+"""Safe reading, resizing and normalisation of frames and masks."""
 
 import struct
 import warnings
@@ -18,7 +18,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 64_000_000
 _FORMATS = ("PNG", "JPEG")
-# What Pillow raises on damaged files, by its own tests and by fuzzing.
+# Raised by Pillow on damaged files (its own tests, and fuzzing).
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -35,75 +35,75 @@ _DECODER_ERRORS = (
 )
 
 
-def open_picture(path: str | Path, what: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a PNG or JPEG whole, once its header has been found believable.
+def open_image(path: str | Path, what: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a PNG or JPEG whole, after checking its header.
 
     Args:
         path: the file.
         what: 'frame' or 'mask', for messages.
-        max_pixels: largest width x height that is decoded.
+        max_pixels: largest width x height accepted.
 
     Raises:
         DataError: the file is missing, unreadable, truncated, of another format, or larger than `max_pixels`.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            picture = Image.open(path, formats=_FORMATS)
-        width, height = picture.size
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is checked below
+            image = Image.open(path, formats=_FORMATS)
+        width, height = image.size
         if width * height > max_pixels:
-            picture.close()
+            image.close()
             raise Image.DecompressionBombError(f"{width} x {height}")
-        picture.load()
+        image.load()
     except FileNotFoundError as error:
         raise DataError(f"the {what} {path} is missing.") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"the {what} {path} has more than the {max_pixels:,} pixels that are allowed.") from error
+        raise DataError(f"the {what} {path} has more than {max_pixels:,} pixels, the limit.") from error
     except Image.UnidentifiedImageError as error:
-        raise DataError(f"the {what} {path} is neither a PNG nor a JPEG picture.") from error
+        raise DataError(f"the {what} {path} is neither a PNG nor a JPEG.") from error
     except _DECODER_ERRORS as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(f"the {what} {path} cannot be read ({reason}): it is damaged or truncated.") from error
-    return picture
+    return image
 
 
 def read_frame(path: str | Path, size: "Placement") -> npt.NDArray[np.uint8]:
-    """A video frame at the size of the run: (H, W, 3) uint8, resized bilinearly where it has another size."""
-    picture = open_picture(path, "frame")
-    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
-    return np.asarray(size.apply(picture, Image.Resampling.BILINEAR))
+    """A video frame (H, W, 3) uint8, resized bilinearly to `size`."""
+    image = open_image(path, "frame")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return np.asarray(size.apply(image, Image.Resampling.BILINEAR))
 
 
 def read_binary_mask(path: str | Path, size: "Placement") -> npt.NDArray[np.uint8]:
-    """A mask in which any pixel that is not black is object: (H, W) uint8 of 0 and 1."""
-    picture = open_picture(path, "mask")
-    if picture.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr"):
-        picture = picture.convert("RGB")
-    pixels = np.asarray(picture)
-    if picture.mode == "LA":
+    """A binary mask (H, W) uint8, 1 = any pixel that is not black, resized to `size` by nearest neighbour."""
+    image = open_image(path, "mask")
+    if image.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    if image.mode == "LA":
         pixels = pixels[..., 0]
     inside = (pixels != 0) if pixels.ndim == 2 else (pixels != 0).any(axis=-1)
     return np.asarray(size.apply(Image.fromarray(inside.astype(np.uint8)), Image.Resampling.NEAREST))
 
 
 def read_colour_mask(path: str | Path, size: "Placement", num_classes: int) -> npt.NDArray[np.uint8]:
-    """An AVSS label picture: (H, W) uint8 class numbers.
+    """An AVSS label image as class indices (H, W) uint8, resized to `size` by nearest neighbour.
 
     Raises:
         DataError: unreadable, or a colour outside the palette.
     """
-    picture = open_picture(path, "mask").convert("RGB")
-    picture = size.apply(picture, Image.Resampling.NEAREST)
+    image = open_image(path, "mask").convert("RGB")
+    image = size.apply(image, Image.Resampling.NEAREST)
     try:
-        return palette.decode(np.asarray(picture), num_classes)
+        return palette.decode(np.asarray(image), num_classes)
     except palette.UnknownColourError as error:
         raise DataError(
-            f"the mask {path} has the colour {error.colour}, which is not one of the {num_classes} classes' colours."
+            f"the mask {path} has the colour {error.colour}, which is not in the palette of {num_classes} classes."
         ) from error
 
 
 class Placement:
-    """How a picture of any size comes to the size of the run.
+    """Resizing of an image to a fixed size.
 
     Args:
         height: of the result, pixels.
@@ -115,18 +115,18 @@ class Placement:
         """See the class."""
         self.height, self.width, self.crop = height, width, crop
 
-    def apply(self, picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
-        """The picture at (height, width); itself where it already fits."""
-        if picture.size == (self.width, self.height):
-            return picture
+    def apply(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+        """The image at (height, width); the image itself if it has that size."""
+        if image.size == (self.width, self.height):
+            return image
         if not self.crop:
-            return picture.resize((self.width, self.height), resampling)
-        scale = max(self.width / picture.width, self.height / picture.height)
-        width = max(self.width, round(picture.width * scale))
-        height = max(self.height, round(picture.height * scale))
-        picture = picture.resize((width, height), resampling)
+            return image.resize((self.width, self.height), resampling)
+        scale = max(self.width / image.width, self.height / image.height)
+        width = max(self.width, round(image.width * scale))
+        height = max(self.height, round(image.height * scale))
+        image = image.resize((width, height), resampling)
         left, top = (width - self.width) // 2, (height - self.height) // 2
-        return picture.crop((left, top, left + self.width, top + self.height))
+        return image.crop((left, top, left + self.width, top + self.height))
 
 
 def normalise(frames: npt.NDArray[np.uint8]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The colours of AVSS label pictures, and classes read from them by a lookup table."""
+"""The palette of AVSS label images: class indices from colours by a lookup table, and back."""
 
 import functools
 
@@ -13,13 +13,13 @@ MAX_CLASSES = 255
 def palette(num_classes: int = 71) -> npt.NDArray[np.uint8]:
     """Pascal VOC's colour map, which AVSS uses: (num_classes, 3) uint8, class 0 (background) black.
 
-    Bit k of the class number, counted in threes, sets bit 7 - k // 3 of red, green or blue.
+    Bit k of the class index sets bit 7 - k // 3 of channel k % 3 (red, green, blue).
 
     Raises:
-        ValueError: more classes than one byte can tell from 'unknown'.
+        ValueError: `num_classes` is not in 1..255.
     """
     if not 1 <= num_classes <= MAX_CLASSES:
-        raise ValueError(f"a label picture holds 1 to {MAX_CLASSES} classes, got {num_classes}")
+        raise ValueError(f"a label image holds 1 to {MAX_CLASSES} classes, got {num_classes}")
     classes = np.arange(num_classes)
     colours = np.zeros((num_classes, 3), np.uint8)
     for bit in range(8):
@@ -29,14 +29,14 @@ def palette(num_classes: int = 71) -> npt.NDArray[np.uint8]:
 
 
 def decode(colours: npt.NDArray[np.uint8], num_classes: int = 71) -> npt.NDArray[np.uint8]:
-    """Classes of a label picture.
+    """Class indices of a label image.
 
     Args:
         colours: (H, W, 3) uint8.
-        num_classes: how many colours of the palette may occur.
+        num_classes: number of colours of the palette that may occur.
 
     Returns:
-        (H, W) uint8 class numbers.
+        (H, W) uint8 class indices.
 
     Raises:
         UnknownColourError: a pixel has another colour.
@@ -50,20 +50,12 @@ def decode(colours: npt.NDArray[np.uint8], num_classes: int = 71) -> npt.NDArray
 
 
 def encode(classes: npt.NDArray[np.uint8], num_classes: int = 71) -> npt.NDArray[np.uint8]:
-    """Label picture (..., 3) uint8 of class numbers (...)."""
+    """Label image (..., 3) uint8 of class indices (...)."""
     return palette(num_classes)[classes]
 
 
-def decode_by_comparison(colours: npt.NDArray[np.uint8], num_classes: int = 71) -> npt.NDArray[np.uint8]:
-    """The literal definition that `decode` replaces, one comparison a class: for tests and the benchmark."""
-    classes = np.full(colours.shape[:2], _UNKNOWN, np.uint8)
-    for number, colour in enumerate(palette(num_classes)):
-        classes[(colours == colour).all(axis=-1)] = number
-    return classes
-
-
 class UnknownColourError(ValueError):
-    """A label picture has a colour outside the palette."""
+    """A label image has a colour outside the palette."""
 
     def __init__(self, colour: tuple[int, int, int], position: tuple[int, int]) -> None:
         """Colour as (red, green, blue), position as (row, column)."""
@@ -82,7 +74,7 @@ def _pack(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
 
 @functools.cache
 def _table(num_classes: int) -> npt.NDArray[np.uint8]:
-    """(2^24,) uint8: the class of every colour there is, 16 MB."""
+    """(2^24,) uint8: the class of every 24-bit colour, 16 MB."""
     table = np.full(1 << 24, _UNKNOWN, np.uint8)
     table[_pack(palette(num_classes))] = np.arange(num_classes, dtype=np.uint8)
     return table

@@ -1,8 +1,8 @@
-"""Pickled tensors of a downloaded data set, read so that nothing in them can run.
+"""Safe reading of pickled tensors.
 
-AVSBench hands its log-mels out as `pickle.dump(tensor)`. `pickle.load` on such a file runs whatever its author wrote.
-Here the opcodes are looked through first, and only those that a plain tensor needs are then interpreted, with our own
-functions in the place of the two that torch's pickles name.
+AVSBench's log-mels are files of `pickle.dump(tensor)`, and `pickle.load` on a file runs arbitrary code. Here the
+opcodes are checked first: only those that a plain tensor needs are interpreted, and the functions named in torch's
+pickles are replaced by functions of this file.
 """
 
 import collections
@@ -22,7 +22,7 @@ MAX_BYTES = 64 * 2**20
 _ZIP_MAGIC = b"PK\x03\x04"
 _TORCH_SAVE_MAGIC = 0x1950A86A20F9469CFC6C
 
-# No BUILD, INST, OBJ, NEWOBJ, EXT or PERSID: they set attributes, or make objects, and no tensor needs them.
+# No BUILD, INST, OBJ, NEWOBJ, EXT or PERSID: they set attributes or make objects; tensors do not need them.
 _OPCODES = frozenset(
     {
         "PROTO",
@@ -72,24 +72,24 @@ _OPCODES = frozenset(
 
 
 def read_tensor(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Tensor:
-    """Read one tensor that `pickle.dump` or `torch.save` wrote, from any device, onto the CPU.
+    """Read one tensor written by `pickle.dump` or `torch.save`, from any device, onto the CPU.
 
     Args:
         path: the file.
-        max_bytes: largest file that is read.
+        max_bytes: largest file accepted.
 
     Returns:
         The tensor, without gradient.
 
     Raises:
-        DataError: the file is missing, too large, damaged, holds something else than a tensor, or names anything that
-            a tensor does not need; nothing of it has been run then.
+        DataError: the file is missing, too large or damaged, does not hold a tensor, or contains opcodes or names
+            that a tensor does not need; no code of the file is run.
     """
     path = Path(path)
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            raise DataError(f"the pickle {path} has {size:,} bytes, more than the {max_bytes:,} that are allowed.")
+            raise DataError(f"the pickle {path} has {size:,} bytes, more than {max_bytes:,}, the limit.")
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"the pickle {path} is missing.") from error
@@ -98,7 +98,7 @@ def read_tensor(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Tensor:
     try:
         value = _zip_load(data, max_bytes) if data.startswith(_ZIP_MAGIC) else _restricted_load(data)
     except _Refused as error:
-        raise DataError(f"the pickle {path} is refused: it {error}, and only a plain tensor may come out.") from error
+        raise DataError(f"the pickle {path} is refused: it {error}, which a plain tensor does not need.") from error
     except Exception as error:  # a damaged stream can fail anywhere in the unpickler or in torch.load
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"the pickle {path} cannot be read as a tensor ({detail}).") from error
@@ -108,7 +108,7 @@ def read_tensor(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Tensor:
 
 
 class _Refused(Exception):
-    """The stream asks for something that no tensor needs."""
+    """The stream contains something that a tensor does not need."""
 
 
 def _restricted_load(data: bytes) -> Any:
@@ -137,7 +137,7 @@ def _torch_load(data: bytes) -> Any:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows four names, three of them by functions of this file."""
+    """Resolves only the names in `_NAMES`."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = _NAMES.get((module, name))
@@ -151,10 +151,10 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def _load_storage(data: bytes) -> Any:
     if not isinstance(data, bytes):
-        raise _Refused("gives a storage that is not bytes")
+        raise _Refused("has a storage that is not bytes")
     storage = _torch_load(data)
     if not isinstance(storage, torch.storage.TypedStorage):
-        raise _Refused("hides something else in a storage")
+        raise _Refused("stores something other than a storage")
     return storage
 
 
@@ -162,10 +162,10 @@ def _rebuild_tensor(
     storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *unused: Any
 ) -> Tensor:  # unused: requires_grad, hooks, metadata
     if not isinstance(storage, torch.storage.TypedStorage):
-        raise _Refused("builds a tensor from something else than a storage")
+        raise _Refused("builds a tensor from something other than a storage")
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(type(number) is int and 0 <= number < 2**31 for number in numbers):
-        raise _Refused("gives a tensor a size that cannot be")
+        raise _Refused("gives a tensor an impossible size")
     memory = storage._untyped_storage
     empty = torch.empty(0, dtype=storage.dtype)
     if 0 not in size:
@@ -176,7 +176,7 @@ def _rebuild_tensor(
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How pickle protocols before 3 write bytes."""
+    """Bytes in pickle protocols before 3."""
     if encoding != "latin1" or not isinstance(text, str):
         raise _Refused("encodes text")
     return text.encode("latin1")

@@ -1,4 +1,4 @@
-"""Preflight: read every file of every clip once, and say what is wrong before hours of training do."""
+"""Preflight: read every file of every clip once, and report faults before training."""
 
 import csv
 import hashlib
@@ -15,7 +15,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from dataloader.base import AudioVisualDataset, Clip
-from dataloader.images import open_picture
+from dataloader.images import open_image
 from dataloader.tables import Row, inside
 from utils.errors import DataError
 from utils.files import atomic_path
@@ -29,7 +29,7 @@ _CHECK_VERSION = "1"
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: in which split and clip, of which of `KINDS`, and a sentence."""
+    """One fault: its split, its clip, its kind (one of `KINDS`), a sentence, and the line of the table."""
 
     split: str
     clip: str
@@ -39,14 +39,14 @@ class Fault:
 
     def __str__(self) -> str:
         """The fault's line of the report."""
-        place = "/".join(part for part in (self.split, self.clip) if part)
-        line = f" ({self.row.place})" if self.row is not None and self.row.place not in self.message else ""
-        return f"{place}: {self.message}{line}"
+        clip = "/".join(part for part in (self.split, self.clip) if part)
+        line = f" ({self.row.location})" if self.row is not None and self.row.location not in self.message else ""
+        return f"{clip}: {self.message}{line}"
 
 
 @dataclass
 class Report:
-    """What a check found."""
+    """Clips and faults that a check found."""
 
     task: str
     clips: dict[str, int] = field(default_factory=dict)
@@ -54,18 +54,18 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no faults."""
         return not self.faults
 
     def table(self) -> Table:
-        """Clips and faults by split, for a rich console."""
+        """Clips and faults per split, for a rich console."""
         table = Table(title=f"data of {self.task}")
         for heading in ("split", "clips", "bad clips", *KINDS):
             table.add_column(heading, justify="left" if heading == "split" else "right")
         for split, clips in self.clips.items():
-            there = [fault for fault in self.faults if fault.split == split]
-            bad = len({fault.clip for fault in there if fault.clip})
-            kinds = Counter(fault.kind for fault in there)
+            found = [fault for fault in self.faults if fault.split == split]
+            bad = len({fault.clip for fault in found if fault.clip})
+            kinds = Counter(fault.kind for fault in found)
             table.add_row(split, str(clips), str(bad), *(str(kinds[kind]) for kind in KINDS))
         return table
 
@@ -77,15 +77,15 @@ def check_data(
 
     Args:
         cfg: a loaded config.
-        workers: processes; None = `process.num_workers`.
+        workers: number of processes; None = `process.num_workers`.
         progress: show a bar on the terminal.
-        remember: skip clips that an earlier check found good and whose files have not changed since.
+        remember: skip clips that passed an earlier check and whose files have not changed since.
 
     Returns:
-        The report. Log-mels computed on the way are in the cache afterwards.
+        The report. Log-mels computed by the check are cached.
 
     Raises:
-        ConfigError: the config's data sets cannot be built at all.
+        ConfigError: the config's data sets cannot be built.
     """
     report = Report(task=str(cfg.get("task", "") or ""))
     datasets: dict[str, AudioVisualDataset] = {}
@@ -117,10 +117,10 @@ def check_data(
 
 
 def write_clean_tables(report: Report, tables: Iterable[Path]) -> dict[Path, list[int]]:
-    """Write each table anew without the lines of bad clips, as `NAME.clean.csv` beside it.
+    """Write a copy of each table without the lines of faulty clips, `NAME.clean.csv` beside it.
 
     Returns:
-        New file -> the numbers of the lines left out.
+        New file -> numbers of the lines left out.
 
     Raises:
         DataError: a table cannot be read, or its folder cannot be written.
@@ -143,7 +143,7 @@ def write_clean_tables(report: Report, tables: Iterable[Path]) -> dict[Path, lis
 
 
 class _Checks(Dataset[tuple[list[Fault], str]]):
-    """All clips of all splits in one row; an item is a clip's faults and its fingerprint."""
+    """All clips of all splits; an item is the faults and the fingerprint of a clip."""
 
     def __init__(self, datasets: Mapping[str, AudioVisualDataset], good: frozenset[str]) -> None:
         self.datasets = datasets
@@ -153,8 +153,8 @@ class _Checks(Dataset[tuple[list[Fault], str]]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, position: int) -> tuple[list[Fault], str]:
-        split, index = self.items[position]
+    def __getitem__(self, number: int) -> tuple[list[Fault], str]:
+        split, index = self.items[number]
         dataset = self.datasets[split]
         clip = dataset.clips[index]
         fingerprint = _fingerprint(dataset, clip)
@@ -164,7 +164,7 @@ class _Checks(Dataset[tuple[list[Fault], str]]):
 
 
 def check_clip(dataset: AudioVisualDataset, clip: Clip, split: str) -> Iterator[Fault]:
-    """Everything that is wrong with one clip's files."""
+    """All faults of the files of one clip."""
     roots = dataset.roots()
 
     def attempt(kind: str, work: Callable[[], Any]) -> tuple[Any, list[Fault]]:
@@ -177,13 +177,13 @@ def check_clip(dataset: AudioVisualDataset, clip: Clip, split: str) -> Iterator[
     for kind, paths in (("frames", clip.frames), ("masks", clip.masks)):
         folder = paths[0].parent
         if not folder.is_dir():
-            message = f"the folder {folder} is missing, which the table's line asks for."
+            message = f"the folder {folder} is missing, but the table lists the clip."
             yield Fault(split, clip.name, kind, message, clip.row)
             continue
         for path in paths:
 
             def read(path: Path = path, kind: str = kind) -> tuple[int, int]:
-                size = open_picture(inside(roots[kind], path, clip.row.place), kind.removesuffix("s")).size
+                size = open_image(inside(roots[kind], path, clip.row.location), kind.removesuffix("s")).size
                 if kind == "masks":
                     dataset.read_mask(path)
                 return size
@@ -199,7 +199,7 @@ def check_clip(dataset: AudioVisualDataset, clip: Clip, split: str) -> Iterator[
     for path, frame, mask in zip(clip.masks, sizes["frames"], sizes["masks"], strict=False):
         if frame and mask and abs(frame[0] * mask[1] / (frame[1] * mask[0]) - 1) > _ASPECT_TOLERANCE:
             shapes = f"{mask[0]} x {mask[1]} pixels and its frame {frame[0]} x {frame[1]}"
-            message = f"the mask {path} has {shapes}, which is another shape."
+            message = f"the mask {path} has {shapes}, which is another aspect ratio."
             yield Fault(split, clip.name, "masks", message, clip.row)
             break
     _, faults = attempt("sound", lambda: dataset.read_log_mel(clip))
@@ -207,24 +207,26 @@ def check_clip(dataset: AudioVisualDataset, clip: Clip, split: str) -> Iterator[
 
 
 def _repeated(datasets: Mapping[str, AudioVisualDataset]) -> list[Fault]:
-    """Clips that stand twice in a split, or in two: training would have seen what it is judged by."""
+    """Clips listed twice in a split, or in two splits, where training would see clips of the evaluation."""
     faults = []
     home: dict[str, tuple[str, Row]] = {}
-    # Evaluation first: where a clip is in two splits, it is training's line that has to go.
+    # Evaluation first: of a clip in two splits, the line of training is the fault.
     for split in sorted(datasets, key=("test", "val", "train").index):
         for clip in datasets[split].clips:
             if clip.name not in home:
                 home[clip.name] = (split, clip.row)
                 continue
             other, row = home[clip.name]
-            again = f"stands twice in the split {split}" if other == split else f"is in the splits {other} and {split}"
-            message = f"the clip {clip.name} {again}: {row.place} and {clip.row.place}."
+            repeated = (
+                f"is listed twice in the split {split}" if other == split else f"is in the splits {other} and {split}"
+            )
+            message = f"the clip {clip.name} {repeated}: {row.location} and {clip.row.location}."
             faults.append(Fault(split, clip.name, "splits", message, clip.row))
     return faults
 
 
 class _Memory:
-    """Fingerprints of clips that were found good, in a file beside the cached log-mels; losing it costs only time."""
+    """Fingerprints of clips that passed, in a file beside the cached log-mels; it may be deleted."""
 
     def __init__(self, datasets: Iterable[AudioVisualDataset]) -> None:
         folder = next((dataset.cache.folder for dataset in datasets if dataset.cache.folder is not None), None)
@@ -242,7 +244,7 @@ class _Memory:
 
 
 def _fingerprint(dataset: AudioVisualDataset, clip: Clip) -> str:
-    """Changes with any file of the clip, and with what is read of it."""
+    """A hash that changes with the clip's files and with the options that read them."""
     sound = clip.log_mel if dataset.uses_log_mel_file(clip) else clip.wav
     parts = [_CHECK_VERSION, dataset.task, str(dataset.num_classes), str(dataset.img_size), dataset.audio]
     parts.append(dataset.front_end.version)

@@ -1,4 +1,4 @@
-"""AVSBench's semantic layout (avss): what sounds where, in 71 classes, for clips of 5 and 10 seconds."""
+"""AVSBench's semantic layout (avss): masks of 71 classes for clips of 5 and 10 seconds."""
 
 import json
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from dataloader.tables import Row, component, read_table
 from utils.errors import ConfigError, DataError
 from utils.registry import DATASETS
 
-# label of the table -> (frames, frames with a label in training); elsewhere all have one
+# label column of the table -> (frames, labelled frames in training); in val and test all frames are labelled
 SUBSETS = {"v1s": (5, 1), "v1m": (5, 5), "v2": (10, 10)}
 
 
 def frames_of(label: str, split: str) -> tuple[int, int]:
-    """How many frames a clip of AVSS has, and how many of them, from the first on, have a label."""
+    """Number of frames of an AVSS clip, and number of labelled ones among them, from the first."""
     frames, labelled_in_training = SUBSETS[label]
     return frames, labelled_in_training if split == "train" else frames
 
@@ -31,18 +31,18 @@ class AVSSDataset(AudioVisualDataset):
 
     Args:
         split: 'train', 'val' or 'test'.
-        meta_csv_path: the table (uid, split, label); lines with another label than v1s, v1m, v2 are no clips.
-        label_idx_path: JSON from class name to class number.
+        meta_csv_path: the table (uid, split, label); lines with labels other than v1s, v1m, v2 are skipped.
+        label_idx_path: JSON from class name to class index.
         dir_base: root of the data.
         num_classes: classes, background included.
         num_frames: T; 5-second clips are padded to it.
         img_size: (height, width) of the items where nothing is cropped, pixels.
-        crop_img_and_mask: True: items are `crop_size` square, cut from the centre in training, stretched elsewhere.
+        crop_img_and_mask: True: items are `crop_size` square, cropped at the centre in training, stretched else.
         crop_size: side, pixels.
         resize_pred_mask: whether saved predictions are resized; read by the test script.
         save_pred_mask_img_size: (width, height) of saved predictions, in Pillow's order as published; read by the test
             script.
-        batch_size: clips a batch.
+        batch_size: clips per batch.
         audio: 'auto', 'wav' or 'log_mel'.
         front_end: of the audio encoder.
         cache_dir: for computed log-mels; None = `log_mel_cache` in `dir_base`.
@@ -132,10 +132,10 @@ class AVSSDataset(AudioVisualDataset):
 
 
 def read_classes(path: str | Path, num_classes: int) -> list[str]:
-    """Class names in the order of their numbers; a number without a name is called 'class N'.
+    """Class names by index; an index without a name is called 'class N'.
 
     Raises:
-        DataError: the file is missing, is not a JSON object from names to numbers, or numbers repeat or are too large.
+        DataError: the file is missing or is not a JSON object from names to indices; an index is repeated or too large.
     """
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -143,15 +143,15 @@ def read_classes(path: str | Path, num_classes: int) -> list[str]:
         raise DataError(f"the class list {path} is missing.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"the class list {path} is not readable JSON ({error}).") from error
-    if not isinstance(table, dict) or not all(type(number) is int for number in table.values()):
-        raise DataError(f"the class list {path} must be a JSON object from class names to numbers.")
-    names = [f"class {number}" for number in range(num_classes)]
+    if not isinstance(table, dict) or not all(type(index) is int for index in table.values()):
+        raise DataError(f"the class list {path} must be a JSON object from class names to indices.")
+    names = [f"class {index}" for index in range(num_classes)]
     taken: set[int] = set()
-    for name, number in table.items():
-        if not 0 <= number < num_classes:
-            raise DataError(f"the class list {path} gives {name!r} the number {number}, but num_classes={num_classes}.")
-        if number in taken:
-            raise DataError(f"the class list {path} gives the number {number} to {names[number]!r} and to {name!r}.")
-        taken.add(number)
-        names[number] = name
+    for name, index in table.items():
+        if not 0 <= index < num_classes:
+            raise DataError(f"the class list {path} gives {name!r} the index {index}, but num_classes={num_classes}.")
+        if index in taken:
+            raise DataError(f"the class list {path} gives the index {index} to {names[index]!r} and to {name!r}.")
+        taken.add(index)
+        names[index] = name
     return names

@@ -1,4 +1,4 @@
-"""The CSV files that name a data set's clips, and paths made from what they say."""
+"""CSV tables of clips, and safe paths from their cells."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from utils.errors import DataError
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: its cells by column, and where it stands."""
+    """One line of a table: its cells by column, its number and its file."""
 
     cells: Mapping[str, str]
     line: int
@@ -21,7 +21,7 @@ class Row:
         return self.cells[column]
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """'file.csv line 12', for messages."""
         return f"{self.table} line {self.line}"
 
@@ -31,11 +31,11 @@ def read_table(path: str | Path, columns: Sequence[str | tuple[str, ...]]) -> li
 
     Args:
         path: the file, UTF-8.
-        columns: the names that must be in its first line; a tuple gives equally good names for one column, which the
-            rows then have under the first of them.
+        columns: required names in the first line; a tuple lists alternative names of one column; rows
+            store it under the first.
 
     Raises:
-        DataError: the file is missing, is no text, lacks a column, or a line lacks a cell of these columns.
+        DataError: the file is missing or not UTF-8, or lacks a column, or a line lacks a cell of these columns.
     """
     path = Path(path)
     try:
@@ -48,7 +48,9 @@ def read_table(path: str | Path, columns: Sequence[str | tuple[str, ...]]) -> li
                 values = {wanted: (cells[found] or "").strip() for wanted, found in names.items()}
                 empty = [names[wanted] for wanted, value in values.items() if not value]
                 if empty:
-                    raise DataError(f"{path} line {reader.line_num} has nothing in the column {', '.join(empty)}.")
+                    raise DataError(
+                        f"{path} line {reader.line_num} has an empty cell in the column {', '.join(empty)}."
+                    )
                 rows.append(Row(values, reader.line_num, path))
     except FileNotFoundError as error:
         raise DataError(f"the table {path} is missing: check the path, or make the data first.") from error
@@ -58,10 +60,10 @@ def read_table(path: str | Path, columns: Sequence[str | tuple[str, ...]]) -> li
 
 
 def rows_of_split(rows: Iterable[Row], split: str, path: str | Path) -> list[Row]:
-    """The rows whose `split` is this one.
+    """The rows of one split.
 
     Raises:
-        DataError: there are none; the message counts the splits that there are.
+        DataError: there are none; the message counts the rows of the other splits.
     """
     rows = list(rows)
     chosen = [row for row in rows if row["split"] == split]
@@ -75,34 +77,34 @@ def rows_of_split(rows: Iterable[Row], split: str, path: str | Path) -> list[Row
 
 
 def component(row: Row, column: str) -> str:
-    """A cell that becomes part of a path: one folder or file name, nothing else.
+    """A cell used as one folder or file name of a path.
 
     Raises:
-        DataError: the cell could lead elsewhere (`..`, a slash, an absolute path, a NUL).
+        DataError: the cell is not a plain name (`..`, a slash, an absolute path, a NUL).
     """
     value = row[column]
     if value in (".", "..") or any(character in value for character in "/\\\0") or len(value) > 255:
-        raise DataError(f"{row.place}: {column}={value!r} is not a plain file name, so it is refused.")
+        raise DataError(f"{row.location}: {column}={value!r} is not a plain file name.")
     return value
 
 
-def inside(root: Path, path: Path, place: str = "") -> Path:
-    """`path`, once it is sure that its links end within `root`.
+def inside(root: Path, path: Path, location: str = "") -> Path:
+    """`path`, after checking that it stays within `root`, links resolved.
 
     Args:
-        root: the folder of the data, itself resolved.
+        root: resolved folder of the data.
         path: the file.
-        place: the line of the CSV, for the message.
+        location: the line of the CSV, for the message.
 
     Raises:
-        DataError: it points outside, or in a circle.
+        DataError: it leads outside, or is a circular link.
     """
     try:
         resolved = path.resolve()
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{place or 'a path'}: {path} cannot be followed ({error}).") from error
+        raise DataError(f"{location or 'a path'}: {path} cannot be resolved ({error}).") from error
     if not resolved.is_relative_to(root):
-        raise DataError(f"{place or 'a path'}: {path} leads to {resolved}, outside the data in {root}; it is refused.")
+        raise DataError(f"{location or 'a path'}: {path} leads to {resolved}, outside the data in {root}.")
     return path
 
 

@@ -1,10 +1,10 @@
-"""Write a checkpoint under other names, or in another format.
+"""Convert a checkpoint between published and our names, or between formats.
 
     python scripts/convert_checkpoint.py MoDAT_published.pth ours.pth            # published names -> ours
     python scripts/convert_checkpoint.py ours.pth published.pth --to published   # and back
-    python scripts/convert_checkpoint.py ours.pth ours.safetensors               # by the suffix of the target
+    python scripts/convert_checkpoint.py ours.pth ours.safetensors               # format by the suffix of the target
 
-Published tensors that no model uses (see model.checkpoint.NEVER_USED) are left out.
+Published tensors without use in any model (model.checkpoint.NEVER_USED) are left out.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from utils.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert one file; the exit status is 0, or 2 where the file is of no use."""
+    """Convert one file; returns the exit status, 0 or 2 (an error of the user)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help=".pth or .safetensors, published or ours")
     parser.add_argument("target", type=Path, help=".pth or .safetensors")

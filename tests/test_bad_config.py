@@ -71,7 +71,7 @@ MISTAKES = [
     ("dataset.train.split=training", "has no clip of the split 'training'"),
     ("dataset.train.img_size=64", "img_size=64, expected (height, width)"),
     ("dataset.train.img_size=(0,64)", "img_size=(0, 64)"),
-    ("dataset.train.batch_size=0", "batch_size=0, expected a whole number above zero"),
+    ("dataset.train.batch_size=0", "batch_size=0, expected a positive whole number"),
     ("dataset.train.anno_csv=/nowhere.csv", "the table /nowhere.csv is missing"),
     ("dataset.train.audio=mp3", "audio='mp3', expected one of auto, wav, log_mel"),
     ("dataset.train.mask_num=9", "num_labelled_frames=9, expected 1 to num_frames=5"),

@@ -1,16 +1,16 @@
-"""Errors that a user can cause and mend: entry points print their sentence and stop, without a traceback."""
+"""Errors that a user can fix: entry points print the message and stop, without a traceback."""
 
 
 class UserError(Exception):
-    """Something outside the program is wrong; the message names the file, key or value, and the way out."""
+    """An error in the input; the message names the file, key or value, and how to fix it."""
 
 
 class ConfigError(UserError):
-    """A config, a `key=value` override or their combination cannot be used."""
+    """A config, a `key=value` override or their combination is invalid."""
 
 
 class DataError(UserError):
-    """A data set, or one file of it, is missing, broken or unsafe."""
+    """A data set, or one file of it, is missing, damaged or unsafe."""
 
 
 class CheckpointError(UserError):

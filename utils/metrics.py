@@ -1,7 +1,7 @@
-"""AVSBench's scores as torchmetrics: what several processes add up is what one process would have counted.
+"""AVSBench's scores as torchmetrics; several processes give the scores of one.
 
-Every metric takes logits and labels of N frames, and optionally `frame_flag` (N,): frames flagged 0 count nowhere. Flag
-the padded frames of short avss clips, and clips that a distributed sampler repeats to fill up.
+Every metric takes logits and labels of N frames, and optionally `frame_flag` (N,): frames flagged 0 are ignored, for
+example the padded frames of short avss clips and clips repeated by a distributed sampler.
 """
 
 from functools import lru_cache
@@ -23,15 +23,15 @@ def pr_thresholds(device: torch.device | None = None) -> Tensor:
 
 
 def f_beta(precision: Tensor, recall: Tensor, beta2: float = BETA2) -> Tensor:
-    """Weighted harmonic mean of precision and recall, 0 where both are 0 (or where one is not defined)."""
+    """Weighted harmonic mean of precision and recall; 0 where both are 0 or one is undefined."""
     return ((1 + beta2) * precision * recall / (beta2 * precision + recall)).nan_to_num(0.0)
 
 
 def frame_f_curves(probability: Tensor, target: Tensor) -> Tensor:
-    """F of every frame at each of the 255 thresholds, from one histogram a frame.
+    """F of every frame at each of the 255 thresholds, from one histogram per frame.
 
-    A pixel counts as object at every threshold up to its probability, so the numbers of predicted and of rightly
-    predicted pixels at all thresholds are the cumulative sums of two histograms over the thresholds' intervals.
+    A pixel is predicted as object at every threshold up to its probability, so the predicted pixels and the true
+    positives at all thresholds are cumulative sums of two histograms over the intervals between thresholds.
 
     Args:
         probability: (N, H, W) float32 in [0, 1].
@@ -54,10 +54,10 @@ def frame_f_curves(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def _thresholds_reached(probability: Tensor, thresholds: Tensor) -> Tensor:
-    """How many thresholds each of (P,) probabilities reaches, int32, 0 for NaN: searchsorted, by a table.
+    """Number of thresholds up to each of (P,) probabilities, int32, 0 for NaN: searchsorted by a lookup table.
 
-    [0, 1] is cut into 65,536 cells, so that a probability's cell is exact in float32; only in the few cells that hold a
-    threshold is there something to compare.
+    [0, 1] is divided into 65,536 cells; a probability's cell is exact in float32, and only probabilities in the few
+    cells that contain a threshold are compared with it.
     """
     cell = (probability.nan_to_num(-1 / CELLS) * CELLS).to(torch.int32) + 1
     reached = _cell_table(thresholds.device).index_select(0, cell)
@@ -68,7 +68,7 @@ def _thresholds_reached(probability: Tensor, thresholds: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _cell_table(device: torch.device) -> Tensor:
-    """Thresholds reached in each cell, int32, -1 where a threshold lies within; the first entry is for NaN."""
+    """Number of thresholds up to each cell, int32, -1 if a threshold is inside the cell; entry 0 is for NaN."""
     with torch.inference_mode(False):
         thresholds = pr_thresholds()
         lowest = torch.arange(CELLS + 1, dtype=torch.float32) / CELLS
@@ -81,8 +81,8 @@ def _cell_table(device: torch.device) -> Tensor:
 class MaskIoU(Metric):
     """Mean over frames of the intersection over union of object masks (s4, ms3).
 
-    A pixel is object where its probability is above 0.5. A frame without object scores the share of pixels rightly left
-    empty.
+    A pixel is predicted as object where its probability is above 0.5. A frame without object scores the share of
+    pixels correctly predicted as background.
     """
 
     full_state_update = False
@@ -102,33 +102,33 @@ class MaskIoU(Metric):
         Args:
             logits: (N, 1, H, W), any float dtype.
             target: (N, H, W), non-zero = object.
-            frame_flag: (N,), 0 = do not count this frame.
+            frame_flag: (N,), 0 = ignore this frame.
         """
         logits, target = _binary(logits, target, frame_flag)
         predicted = logits.float().sigmoid() > 0.5
         intersection = (predicted & target).sum((1, 2))
         union = (predicted | target).sum((1, 2))
         pixels = target[0].numel() if len(target) else 1
-        # Without object the union is what was predicted, so the rest was rightly left empty.
+        # Without object the union is the prediction, and the rest is true negative.
         with_object = target.flatten(1).any(1)
         iou = torch.where(with_object, intersection / union.double(), (pixels - union) / float(pixels))
         self.iou_sum += iou.sum(dtype=torch.float64)
         self.frames += len(iou)
 
     def compute(self) -> Tensor:
-        """mIoU, a scalar in [0, 1]; NaN when no frame was counted."""
+        """mIoU, a scalar in [0, 1]; NaN without frames."""
         return (self.iou_sum / self.frames).float()
 
 
 class FScore(Metric):
-    """Maximal F (beta^2 = 0.3) over 255 thresholds of the frames' mean F curve (s4, ms3), counted in two ways.
+    """Maximal F (beta^2 = 0.3) over 255 thresholds of the frames' mean F curve (s4, ms3), in two ways.
 
     Frames without object are left out. The maximum is taken after the mean, so it depends on which frames are averaged:
-    AVSBench takes it in each batch and then averages the batches, and the figure changes with the batch size
-    (published: batches of 2 clips in data-set order). `f_score` has one curve for the whole set and does not.
+    AVSBench takes it per batch and averages over batches, so that the score depends on the batch size (published:
+    batches of 2 clips in the order of the table). `f_score` is the maximum of one curve over the whole set.
 
-    A batch is what one `update` is given, unless `batch_index` says otherwise: several processes, or another batch
-    size, give AVSBench's figure all the same when each frame's batch is `clip_index // 2`.
+    A batch is one call of `update`, or the frames with the same `batch_index`: with `batch_index = clip_index // 2`,
+    any batch size and number of processes give AVSBench's score.
     """
 
     full_state_update = False
@@ -142,10 +142,10 @@ class FScore(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all frames."""
+        """Remove all frames."""
         super().reset()
-        # One row a batch: index, frames with object, sum of their curves. A first empty block gives a process without
-        # frames the same type and shape to exchange as the others.
+        # One row per batch: index, frames with object, sum of their curves. The empty first block gives processes
+        # without frames a tensor of the same dtype and width to gather.
         self.batches.append(torch.zeros(0, 2 + NUM_THRESHOLDS, dtype=torch.float64, device=self.device))
 
     def update(
@@ -156,12 +156,12 @@ class FScore(Metric):
         Args:
             logits: (N, 1, H, W), any float dtype.
             target: (N, H, W), non-zero = object.
-            frame_flag: (N,), 0 = do not count this frame.
-            batch_index: (N,) integers from 0, the batch each frame is counted in; the same number in another update
-                or process is the same batch. Default: these N frames are one batch.
+            frame_flag: (N,), 0 = ignore this frame.
+            batch_index: (N,) integers from 0, the batch of each frame, across updates and processes. Default: these N
+                frames are one batch.
         """
         if batch_index is None:
-            index = torch.full((len(logits),), -1, device=logits.device)  # -1: merged with no other
+            index = torch.full((len(logits),), -1, device=logits.device)  # -1: not merged with others
         else:
             if tuple(batch_index.shape) != (len(logits),):
                 raise ValueError(f"batch_index of shape {tuple(batch_index.shape)} does not fit {len(logits)} frames")
@@ -182,8 +182,7 @@ class FScore(Metric):
     def compute(self) -> dict[str, Tensor]:
         """`f_score` of the whole set and `f_score_per_batch`, AVSBench's mean over batches: scalars in [0, 1].
 
-        A batch whose frames are all without object counts as 0 in AVSBench's mean, as published. NaN when nothing was
-        counted.
+        A batch without any object counts as 0 in AVSBench's mean, as published. NaN without frames.
         """
         batches = dim_zero_cat(self.batches)
         index, batches = batches[:, 0], batches[:, 1:]
@@ -202,11 +201,11 @@ class FScore(Metric):
 
 
 class SemanticScores(Metric):
-    """IoU and F (beta^2 = 0.3) a class, averaged over the frames that have the class in prediction or label (avss).
+    """IoU and F (beta^2 = 0.3) per class, averaged over the frames with the class in prediction or label (avss).
 
-    Class 0 is background. AVSBench's published evaluation gives it every frame, the padded ones of short clips included
-    (right by construction, as their logits and labels are empty): no `frame_flag` gives that figure, `frame_flag =
-    vid_temporal_mask_flag` the one over real frames. They differ in class 0 alone.
+    Class 0 is background. AVSBench's published evaluation also counts the padded frames of short clips (background in
+    prediction and label): without `frame_flag` the scores are those, with `frame_flag = vid_temporal_mask_flag` they
+    are over real frames. They differ in class 0 only.
 
     Args:
         num_classes: K, background included.
@@ -222,7 +221,7 @@ class SemanticScores(Metric):
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if num_classes < 2:
-            raise ValueError(f"{num_classes} classes: background and at least one more are needed")
+            raise ValueError(f"{num_classes} class: at least 2 are needed, background included")
         self.num_classes = num_classes
         self.add_state("iou_sum", torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("f_sum", torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
@@ -233,11 +232,11 @@ class SemanticScores(Metric):
 
         Args:
             logits: (N, K, H, W), any float dtype.
-            target: (N, H, W) class ids.
-            frame_flag: (N,), 0 = do not count this frame.
+            target: (N, H, W) class indices.
+            frame_flag: (N,), 0 = ignore this frame.
 
         Raises:
-            ValueError: shapes that do not belong together, or a label outside 0..K-1.
+            ValueError: shapes that do not match, or a label outside 0..K-1.
         """
         if logits.ndim != 4 or logits.shape[1] != self.num_classes:
             raise ValueError(f"logits of shape {tuple(logits.shape)}, expected (N, {self.num_classes}, H, W)")
@@ -248,9 +247,11 @@ class SemanticScores(Metric):
         first = torch.arange(n, device=logits.device)[:, None] * k
         label = target.long().flatten(1)
         if int(label.min()) < 0 or int(label.max()) >= k:
-            raise ValueError(f"labels go from {int(label.min())} to {int(label.max())}, the classes from 0 to {k - 1}")
-        # max finds the same class as argmax, three times as fast on a CPU
-        predicted = first + logits.max(1).indices.flatten(1)  # (N, H*W): a number for each class of each frame
+            raise ValueError(
+                f"labels are from {int(label.min())} to {int(label.max())}, but classes are from 0 to {k - 1}"
+            )
+        # max gives the indices of argmax, three times as fast on a CPU
+        predicted = first + logits.max(1).indices.flatten(1)  # (N, H*W): frame * K + class
         label = first + label
 
         def pixels(index: Tensor) -> Tensor:
@@ -267,10 +268,10 @@ class SemanticScores(Metric):
         """Scores in [0, 1].
 
         Returns:
-            `miou` and `f_score`: mean over classes, those that no frame has as 0. `miou_foreground` and
+            `miou` and `f_score`: mean over classes; classes without frames count as 0. `miou_foreground` and
             `f_score_foreground`: without class 0, the background. `miou_published_no_background` and
-            `f_score_published_no_background`: AVSBench's figure of that name, which drops the *last* class instead.
-            `iou_per_class` and `f_per_class`: (K,). `frames_per_class`: (K,) int64, what each was averaged over.
+            `f_score_published_no_background`: AVSBench's score of that name, which drops the *last* class instead.
+            `iou_per_class` and `f_per_class`: (K,). `frames_per_class`: (K,) int64, the number of frames of each mean.
         """
         frames = self.frames.clamp(min=1)
         iou, f = (self.iou_sum / frames).float(), (self.f_sum / frames).float()
@@ -288,7 +289,7 @@ class SemanticScores(Metric):
 
 
 def _flagged(logits: Tensor, target: Tensor, frame_flag: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The frames to count, after checking that logits (N, K, H, W), target (N, H, W) and flag (N,) belong together."""
+    """Logits and target of the counted frames, after checking that their shapes and the flag's match."""
     if target.ndim == 4 and target.shape[1] == 1:
         target = target.squeeze(1)
     if target.shape != (len(logits), *logits.shape[2:]):
@@ -304,7 +305,7 @@ def _flagged(logits: Tensor, target: Tensor, frame_flag: Tensor | None) -> tuple
 
 
 def _binary(logits: Tensor, target: Tensor, frame_flag: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits (N, H, W) and bool target (N, H, W) of the frames to count."""
+    """Logits (N, H, W) and bool target (N, H, W) of the counted frames."""
     if logits.ndim != 4 or logits.shape[1] != 1:
         raise ValueError(f"logits of shape {tuple(logits.shape)}, expected (N, 1, H, W)")
     logits, target = _flagged(logits, target, frame_flag)

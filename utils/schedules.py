@@ -1,4 +1,4 @@
-"""Learning-rate schedules that a config's `process.lr_schedule` names."""
+"""Learning-rate schedules of `process.lr_schedule`."""
 
 import math
 from collections.abc import Mapping
@@ -17,13 +17,16 @@ OPTIONS: dict[str, dict[str, float | int]] = {
 
 
 def build_schedule(cfg: Mapping[str, Any], optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
-    """The schedule and when it steps, as Lightning takes it.
+    """Build a schedule.
 
     Args:
         cfg: `dict(type='StepLR', step_size=epochs, gamma=...)`, or `dict(type='cosine',
             warmup_steps=..., min_lr=...)`: linear from 0 over the warm-up, then half a cosine down to `min_lr`.
-        optimizer: whose rate follows.
-        total_steps: optimizer steps of the whole run.
+        optimizer: whose learning rate is scheduled.
+        total_steps: number of optimizer steps of the whole run.
+
+    Returns:
+        `scheduler`, and `interval`: 'epoch' or 'step', how often it is stepped.
 
     Raises:
         ConfigError: an unknown type or key, or values out of range.
@@ -64,7 +67,7 @@ def validated(cfg: Mapping[str, Any]) -> dict[str, float]:
                 f"process.lr_schedule.{key} is not an option of {kind}; {suggestion(key, list(OPTIONS[kind]))}"
             )
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ConfigError(f"process.lr_schedule.{key}={value!r}: give a finite number from 0 up.")
+            raise ConfigError(f"process.lr_schedule.{key}={value!r}: give a finite number, 0 or more.")
     options = {**OPTIONS[kind], **{key: value for key, value in cfg.items() if key != "type"}}
     if kind == "StepLR" and options["step_size"] < 1:
         raise ConfigError("process.lr_schedule.step_size=0: give the number of epochs between steps, 1 or more.")

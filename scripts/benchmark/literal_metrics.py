@@ -3,9 +3,12 @@
 Slow on purpose: the tests compare utils/metrics.py with these, and scripts/benchmark/model.py times them.
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dataloader.palette import palette
 from utils.metrics import BETA2, f_beta, pr_thresholds
 
 
@@ -57,3 +60,11 @@ def literal_semantic_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tenso
                 precision, recall = intersection / float(predicted.sum()), intersection / float(labelled.sum())
                 f_sum[c] += (1 + BETA2) * precision * recall / (BETA2 * precision + recall)
     return iou_sum, f_sum, frames
+
+
+def literal_decode(colours: npt.NDArray[np.uint8], num_classes: int = 71) -> npt.NDArray[np.uint8]:
+    """Class indices of an AVSS label image (H, W, 3) uint8, one comparison per class; 255 for any other colour."""
+    classes = np.full(colours.shape[:2], 255, np.uint8)
+    for index, colour in enumerate(palette(num_classes)):
+        classes[(colours == colour).all(axis=-1)] = index
+    return classes

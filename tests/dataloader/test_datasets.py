@@ -124,7 +124,7 @@ def test_avss_crops_the_centre_in_training_only(own: Path, splits: Splits) -> No
     configs = splits(own, "avss", crop_img_and_mask=True, crop_size=48)
     train, val = (build_dataset(configs[split])[0]["masks"][0] for split in ("train", "val"))
     assert train.shape == val.shape == (48, 48)
-    assert int(train.min()) == 1  # the middle of the picture alone
+    assert int(train.min()) == 1  # only the middle of the image
     assert 0.4 < float(val.float().mean()) < 0.6  # all of it
 
 
@@ -217,9 +217,9 @@ def test_a_wrong_setting_is_named(drawn: Path, splits: Splits, change: dict[str,
     [
         ("[1, 2]", "must be a JSON object"),
         ("{", "not readable JSON"),
-        ('{"a": "1"}', "must be a JSON object from class names to numbers"),
-        ('{"a": 71}', "'a' the number 71, but num_classes=71"),
-        ('{"a": 1, "b": 1}', "number 1 to 'a' and to 'b'"),
+        ('{"a": "1"}', "must be a JSON object from class names to indices"),
+        ('{"a": 71}', "'a' the index 71, but num_classes=71"),
+        ('{"a": 1, "b": 1}', "index 1 to 'a' and to 'b'"),
         (None, "label2idx.json is missing"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_wrong_class_list_is_named(own: Path, splits: Splits, text: str | None
         build_dataset(splits(own, "avss")["train"])
 
 
-def test_a_class_without_a_name_gets_its_number(own: Path, splits: Splits) -> None:
+def test_a_class_without_a_name_gets_its_index(own: Path, splits: Splits) -> None:
     (own / "AVSS/label2idx.json").write_text(json.dumps({"background": 0, "cat": 2}))
     assert build_dataset(splits(own, "avss")["train"]).classes[:3] == ["background", "class 1", "cat"]
 

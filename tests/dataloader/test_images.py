@@ -1,4 +1,4 @@
-"""Frames and masks of any mode and size, and picture files that cannot be trusted."""
+"""Frames and masks of any mode and size, and image files that cannot be trusted."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataloader.images import Placement, normalise, open_picture, read_binary_mask, read_colour_mask, read_frame
+from dataloader.images import Placement, normalise, open_image, read_binary_mask, read_colour_mask, read_frame
 from utils.errors import DataError
 
 FITS = Placement(4, 6)
@@ -52,7 +52,7 @@ def test_an_opaque_black_mask_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(3, 2), (13, 9), (60, 40)])
-def test_resized_label_pictures_hold_only_classes_that_were_there(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_resized_label_images_hold_only_classes_that_were_there(tmp_path: Path, size: tuple[int, int]) -> None:
     from dataloader.palette import encode
 
     classes = np.random.default_rng(0).choice([0, 7, 70], (size[1], size[0])).astype(np.uint8)
@@ -84,7 +84,7 @@ def test_cropping_keeps_the_aspect_and_takes_the_centre() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40), st.booleans())
-def test_a_placed_picture_has_the_size_asked_for(width: int, height: int, rows: int, columns: int, crop: bool) -> None:
+def test_a_resized_image_has_the_size_asked_for(width: int, height: int, rows: int, columns: int, crop: bool) -> None:
     placed = Placement(rows, columns, crop=crop).apply(Image.new("RGB", (width, height)), Image.Resampling.BILINEAR)
     assert placed.size == (columns, rows)
 
@@ -100,8 +100,8 @@ def test_normalising_is_imagenet_s() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (png_that_claims(50_000, 50_000), "more than the 64,000,000 pixels"),
-        (png_that_claims(9_000, 9_000), "more than the 64,000,000 pixels"),
+        (png_that_claims(50_000, 50_000), "more than 64,000,000 pixels"),
+        (png_that_claims(9_000, 9_000), "more than 64,000,000 pixels"),
         (png_that_claims(4_000, 4_000), "damaged or truncated"),
         (png()[:40], "damaged or truncated|neither"),
         (b"", "neither a PNG nor a JPEG"),
@@ -109,24 +109,24 @@ def test_normalising_is_imagenet_s() -> None:
         (b"<html>not found</html>", "neither a PNG nor a JPEG"),
     ],
 )
-def test_a_picture_that_cannot_be_trusted_is_refused_by_name(tmp_path: Path, data: bytes, message: str) -> None:
+def test_an_image_that_cannot_be_trusted_is_refused_by_name(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "f.png").write_bytes(data)
     with pytest.raises(DataError, match=rf"the frame .*f\.png .*({message})"):
-        open_picture(tmp_path / "f.png", "frame")
+        open_image(tmp_path / "f.png", "frame")
 
 
-def test_a_picture_of_a_harmless_but_unexpected_format_is_refused(tmp_path: Path) -> None:
+def test_an_image_of_a_harmless_but_unexpected_format_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (6, 4)).save(tmp_path / "f.png", "TIFF")
     with pytest.raises(DataError, match="neither a PNG nor a JPEG"):
-        open_picture(tmp_path / "f.png", "frame")
+        open_image(tmp_path / "f.png", "frame")
 
 
-def test_missing_pictures_and_folders_are_named(tmp_path: Path) -> None:
+def test_missing_images_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the mask .*none\.png is missing"):
-        open_picture(tmp_path / "none.png", "mask")
+        open_image(tmp_path / "none.png", "mask")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(DataError, match=r"folder\.png cannot be read"):
-        open_picture(tmp_path / "folder.png", "mask")
+        open_image(tmp_path / "folder.png", "mask")
 
 
 @settings(max_examples=150, deadline=None)
@@ -135,7 +135,7 @@ def test_missing_pictures_and_folders_are_named(tmp_path: Path) -> None:
     changes=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 255)), max_size=5),
     rest=st.binary(max_size=40),
 )
-def test_damaged_pictures_give_pixels_or_a_data_error(
+def test_damaged_images_give_pixels_or_a_data_error(
     tmp_path_factory: pytest.TempPathFactory, start: bytes, changes: list[tuple[int, int]], rest: bytes
 ) -> None:
     data = bytearray(start + rest)

@@ -198,7 +198,7 @@ def test_a_tensor_cannot_reach_past_its_storage(tmp_path: Path, size: tuple[Any,
 
 
 def test_sizes_are_limited_before_reading(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="more than the 100 that are allowed"):
+    with pytest.raises(DataError, match="more than 100, the limit"):
         read_tensor(dump(tmp_path / "a.pkl", TENSOR), max_bytes=100)
 
 

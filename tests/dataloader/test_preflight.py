@@ -57,7 +57,7 @@ def cut(path: Path, share: float = 0.5) -> None:
     path.write_bytes(data[: int(len(data) * share)])
 
 
-def picture(path: Path, size: tuple[int, int]) -> None:
+def image(path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, (9, 9, 9)).save(path)
 
 
@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "frame empty": (lambda r: frame(r).write_bytes(b""), "frames", r"mp4_2\.png is neither a PNG nor a JPEG"),
     "frame truncated": (lambda r: cut(frame(r)), "frames", r"mp4_2\.png cannot be read .*damaged or truncated"),
     "frame is a web page": (lambda r: frame(r).write_text("<html>"), "frames", "neither a PNG nor a JPEG"),
-    "frame of another size": (lambda r: picture(frame(r), (48, 40)), "frames", "different sizes: 48 x 40, 48 x 48"),
+    "frame of another size": (lambda r: image(frame(r), (48, 40)), "frames", "different sizes: 48 x 40, 48 x 48"),
     "frame links outside": (lambda r: outside(r, frame(r)), "frames", r"leads to .*secret\.png, outside the data"),
     "frame links to itself": (lambda r: circle(frame(r)), "frames", r"mp4_2\.png"),
     "frame is a folder": (
@@ -102,11 +102,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "mask missing": (lambda r: mask(r).unlink(), "masks", r"the mask .*_2\.png is missing"),
     "mask truncated": (lambda r: cut(mask(r)), "masks", r"_2\.png cannot be read .*damaged or truncated"),
     "mask of another shape": (
-        lambda r: [picture(mask(r, number), (96, 48)) for number in range(1, 6)],
+        lambda r: [image(mask(r, number), (96, 48)) for number in range(1, 6)],
         "masks",
-        "96 x 48 pixels and its frame 48 x 48, which is another shape",
+        "96 x 48 pixels and its frame 48 x 48, which is another aspect ratio",
     ),
-    "mask of another size": (lambda r: picture(mask(r), (24, 24)), "masks", "different sizes: 24 x 24, 48 x 48"),
+    "mask of another size": (lambda r: image(mask(r), (24, 24)), "masks", "different sizes: 24 x 24, 48 x 48"),
     "masks' folder missing": (
         lambda r: shutil.rmtree(mask(r).parent),
         "masks",
@@ -118,7 +118,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "sound is no sound": (lambda r: wav(r).write_text("mp3?"), "sound", rf"{NAME}\.wav cannot be read"),
     "sound truncated": (lambda r: cut(wav(r), 0.3), "sound", rf"{NAME}\.wav"),
     "sound too short": (short_sound, "sound", r"lasts 1\.00 s, but 5 frames need 4\.8"),
-    "sound too long": (endless_sound, "sound", "says that it lasts 90 s, more than the 60 s"),
+    "sound too long": (endless_sound, "sound", "announces 90 s, more than max_seconds=60"),
     "sound links outside": (lambda r: outside(r, wav(r)), "sound", "outside the data in .*audio_wav"),
     "log-mel of another shape": (
         lambda r: pkl(r, torch.zeros(5, 96, 64)),
@@ -176,7 +176,12 @@ def strange_colour(root: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "damage", "kind", "message"),
     [
-        ("avss", strange_colour, "masks", r"labels_rgb/3\.png has the colour \(1, 2, 3\), which is not one of the 71"),
+        (
+            "avss",
+            strange_colour,
+            "masks",
+            r"labels_rgb/3\.png has the colour \(1, 2, 3\), which is not in the palette of 71",
+        ),
         ("avss", lambda r: (avss_clip(r) / "frames/4.jpg").unlink(), "frames", r"frames/4\.jpg is missing"),
         ("avss", lambda r: cut(avss_clip(r) / "frames/4.jpg", 0.6), "frames", r"frames/4\.jpg cannot be read"),
         ("avss", lambda r: shutil.rmtree(avss_clip(r) / "labels_rgb"), "masks", "labels_rgb is missing"),
@@ -217,8 +222,8 @@ def lines(root: Path, *added: str, header: str | None = None, keep: slice = slic
         (lambda r: lines(r, header="id,split"), 3, "no column 'name' or 'video_id'; its first line has: id, split"),
         (lambda r: lines(r, header="name,set"), 3, "no column 'split'; its first line has: name, set"),
         (lambda r: lines(r, keep=slice(4, None)), 1, r"no clip of the split 'train'; it has 'test' \(3\), 'val' \(3\)"),
-        (lambda r: lines(r, ",val"), 3, r"csv line 12 has nothing in the column name"),
-        (lambda r: lines(r, "clip_without_split"), 3, r"csv line 12 has nothing in the column split"),
+        (lambda r: lines(r, ",val"), 3, r"csv line 12 has an empty cell in the column name"),
+        (lambda r: lines(r, "clip_without_split"), 3, r"csv line 12 has an empty cell in the column split"),
         (lambda r: lines(r, "../../etc,val"), 1, r"line 12: name='\.\./\.\./etc' is not a plain file name"),
         (lambda r: lines(r, "/etc/passwd,val"), 1, r"name='/etc/passwd' is not a plain file name"),
         (lambda r: lines(r, "..,val"), 1, r"name='\.\.' is not a plain file name"),
@@ -258,7 +263,7 @@ def test_a_clip_in_two_splits_and_one_listed_twice(own: Path, splits: Splits) ->
     texts = [str(fault) for fault in check(config(own, splits)).faults]
     assert len(texts) == 2 and all("ms3_meta_data.csv line" in text for text in texts)
     assert any("stamps_val_00000 is in the splits val and train" in text for text in texts)
-    assert any("stamps_test_00002 stands twice in the split test" in text for text in texts)
+    assert any("stamps_test_00002 is listed twice in the split test" in text for text in texts)
 
 
 def test_every_fault_is_counted_and_the_rest_still_checked(own: Path, splits: Splits) -> None:
