@@ -14,6 +14,7 @@ from dataloader import build_dataset
 from dataloader.audio import VGGISH, FrontEnd, LogMelCache, log_mel
 from dataloader.audio_ablation import ReplacedSound
 from dataloader.front_ends import AISFX, FRONT_ENDS, aisfx_log_mel, front_end
+from utils.config import load_config
 from utils.errors import ConfigError, DataError
 
 Splits = Callable[..., dict[str, Any]]
@@ -141,3 +142,11 @@ def test_audio_ablations_use_the_data_set_s_front_end(
     assert silence.shape == noise.shape == shuffled.shape == own.shape
     assert torch.equal(silence, each.patches(np.zeros(100_000), 16_000, 5))
     assert not torch.equal(noise, own) and not torch.equal(shuffled, own) and bool(noise.any())
+
+
+def test_a_config_s_data_sets_follow_its_audio_encoder() -> None:
+    path, encoder = "config/ms3/MoDAT_pvt2_ms3.py", ["model.audio_encoder.type=AiSFX"]
+    assert all("front_end" not in load_config(path).dataset[split] for split in ("train", "val", "test"))
+    assert [load_config(path, encoder).dataset[split].front_end for split in ("train", "val", "test")] == ["aisfx"] * 3
+    stated = load_config(path, [*encoder, "dataset.val.front_end=vggish"]).dataset
+    assert (stated.train.front_end, stated.val.front_end) == ("aisfx", "vggish")
