@@ -75,6 +75,8 @@ class DualAttentionMoE(nn.Module):
         loss_coef: weight of the balance loss.
         audio_tokens: see SpatialExperts.
         pad_capacity: see ChannelExperts.
+        residual: add the mask feature to the output, so that tokens beyond an expert's capacity keep their feature; off
+            as published, where they become zero.
         seed: seed of the 'random' policy in evaluation.
 
     Raises:
@@ -99,9 +101,11 @@ class DualAttentionMoE(nn.Module):
         loss_coef: float = 0.01,
         audio_tokens: str = "mean",
         pad_capacity: bool = True,
+        residual: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.residual = residual
         if branches not in ("both", "channel", "spatial"):
             raise ValueError(f"branches is 'both', 'channel' or 'spatial', got {branches!r}")
         if num_experts < 1:
@@ -141,7 +145,10 @@ class DualAttentionMoE(nn.Module):
         if self.branch_score is not None:
             share = _channel_share(self.branch_score, *outputs)
             fused = torch.lerp(outputs[1], outputs[0], share.to(fused.dtype))
-        return FusionOutput(fused.transpose(1, 2).unflatten(2, (height, width)), torch.stack(balances).mean())
+        feature = fused.transpose(1, 2).unflatten(2, (height, width))
+        if self.residual:
+            feature = mask_feature + feature
+        return FusionOutput(feature, torch.stack(balances).mean())
 
 
 def _channel_share(score: nn.Linear, channel: Tensor, spatial: Tensor) -> Tensor:

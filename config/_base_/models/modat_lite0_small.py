@@ -17,7 +17,9 @@ model = dict(
             query_init="learned",
             av_fusion=dict(type="AVFusion", num_layers=3, num_heads=4, ffn_dim=256),
         ),
-        fusion_block=dict(type="DualAttentionMoE", num_heads=4, num_experts=8, dropout=0.1, audio_tokens="all"),
+        fusion_block=dict(
+            type="DualAttentionMoE", num_heads=4, num_experts=8, dropout=0.1, audio_tokens="all", residual=True
+        ),
         transformer=dict(
             type="Transformer",
             encoder=dict(num_layers=2, layer=dict(ffn_dim=256, dropout=0.0, num_heads=4)),

