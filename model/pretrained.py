@@ -154,8 +154,8 @@ def load_pretrained(model: AVSModel, cfg: Mapping[str, Any]) -> None:
     Args:
         model: `build_model(cfg)`.
         cfg: `config.model`, of which these keys are read:
-            `backbone.weights`: file (AVSBench's `pvt_v2_b5.pth`, `resnet50-19c8e357.pth`, EfficientNet-Lite's, or one of
-            timm's), 'timm' for the weights that timm downloads, or None.
+            `backbone.weights`: file (AVSBench's `pvt_v2_b5.pth`, `resnet50-19c8e357.pth`, EfficientNet-Lite's, or one
+            of timm's), 'timm' for the weights that timm downloads, or None.
             `audio_encoder.weights`: file (AVSBench's `vggish-10086976.pth`, or aiSFX's for `AiSFX`), or None.
             `audio_encoder.pca_weights`: file of VGGish's PCA, needed with `audio_encoder.pca=True`.
 

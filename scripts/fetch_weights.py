@@ -1,4 +1,4 @@
-"""Fetch pretrained weights into pretrained/: python scripts/fetch_weights.py [NAME... | CONFIG.py]; lists without one."""
+"""Fetch pretrained weights: python scripts/fetch_weights.py [NAME... | CONFIG.py]; without arguments it lists them."""
 
 import os
 import sys
