@@ -139,7 +139,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files_bit_for_bit(made: Path, tm
         layouts.make(tmp_path, order, shapes, size=SMALL.size, seed=SMALL.seed)
     sound = next(tmp_path.rglob("*_train_00000.wav"))
     kept = next(tmp_path.rglob("*_train_00001.wav")).stat().st_mtime_ns
-    sound.unlink()  # a clip whose pictures were written and whose sound was not
+    sound.unlink()  # a clip whose frames were written and whose sound was not
     make_stamps(tmp_path, ["ms3"], SMALL, workers=1, quiet=True)
     assert fingerprint(tmp_path / "Multi-sources") == whole
     assert next(tmp_path.rglob("*_train_00001.wav")).stat().st_mtime_ns == kept
@@ -216,15 +216,15 @@ def test_the_class_list_has_71_names_and_starts_with_the_kinds() -> None:
 
 
 def stamps_folder(root: Path) -> Path:
-    """A stand-in for the package: every stamp a small picture with a sound."""
+    """A stand-in for the package: every stamp is a small image with a sound."""
     rng = np.random.default_rng(0)
-    for stem in [*KINDS.values(), *library.TEXTURES]:
+    for stem in [*KINDS.values(), *library.SECOND.values(), *library.TEXTURES]:
         (root / stem).parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (24, 30, 4)).astype(np.uint8)
         pixels[..., 3] = 0
         pixels[4:20, 5:25, 3] = 255
         Image.fromarray(pixels).save(root / f"{stem}.png")
-    for stem in KINDS.values():
+    for stem in [*KINDS.values(), *library.SECOND.values()]:
         sound = np.concatenate(
             [np.zeros(8_000), rng.normal(0, 0.1, 8_000), np.zeros(16_000), rng.normal(0, 0.1, 4_000)]
         )
@@ -236,7 +236,7 @@ def test_stamps_are_cut_out_and_their_pauses_removed(tmp_path: Path) -> None:
     loaded = load_stamps(stamps_folder(tmp_path / "usr/share/tuxpaint/stamps").parents[3], 3)
     assert [kind.name for kind in loaded.kinds] == list(KINDS)[:3]
     for kind in loaded.kinds:
-        assert kind.picture.size == (20, 16) and kind.picture.mode == "RGBA"
+        assert kind.photograph.size == (20, 16) and kind.photograph.mode == "RGBA"
         assert 0.5 < len(kind.sound) / SAMPLE_RATE < 0.9  # of 1.63 s, 0.54 s are sound
         assert loudness(kind.sound) == pytest.approx(1, abs=0.01)
     assert all(texture.size[0] == texture.size[1] >= 14 for texture in loaded.textures)

@@ -1,4 +1,4 @@
-"""Where AVSBench keeps the files of a clip, in its three layouts, and how one finished clip gets there."""
+"""The files of a clip in AVSBench's three layouts, and how a clip is written."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from scripts.data.stamps.library import Library, class_names
 from scripts.data.stamps.scene import Recipe, Scene, compose
 from utils.files import atomic_path
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "unseen")
 FOLDERS = {"s4": "Single-source", "ms3": "Multi-sources", "avss": "AVSS"}
 _TABLES = {"s4": "s4_meta_data.csv", "ms3": "ms3_meta_data.csv", "avss": "metadata.csv"}
 _COLUMNS = {
@@ -34,7 +34,7 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class Order:
-    """One clip to be made: its task, split, number within the split, and what its class is."""
+    """One clip to be made: its task, split, number within the split, and class."""
 
     task: str
     split: str
@@ -58,18 +58,25 @@ class Order:
         }[self.task]
 
 
-def orders(task: str, counts: Sequence[int], kinds: Sequence[str], seed: int) -> list[Order]:
-    """All clips of a task: s4 goes through the kinds in turn, avss through its three subsets.
+def orders(
+    task: str, counts: Sequence[int], kinds: Sequence[str], seed: int, unseen: Sequence[int] = ()
+) -> list[Order]:
+    """All clips of a task: s4 cycles through the kinds, avss through its three subsets.
 
     Args:
         task: 's4', 'ms3' or 'avss'.
-        counts: clips in train, val, test.
+        counts: clips in train, val, test; unseen has as many as test.
         kinds: class names.
-        seed: of the turns.
+        seed: of the order of the kinds.
+        unseen: positions of the kinds with a second instance; none = no split `unseen`.
     """
     made = []
-    for split, count in zip(SPLITS, counts, strict=True):
-        turns = np.random.default_rng((seed, _stable(task + split))).permutation(np.arange(count) % len(kinds))
+    for split, count in zip(SPLITS, (*counts, counts[-1]), strict=True):
+        positions = np.asarray(unseen if split == "unseen" else range(len(kinds)), np.int64)
+        if not len(positions):
+            continue
+        turns = np.random.default_rng((seed, _stable(task + split))).permutation(np.arange(count) % len(positions))
+        turns = positions[turns]
         for number, kind in enumerate(turns.tolist()):
             category = kinds[kind] if task == "s4" else ""
             label = tuple(SUBSETS)[number % len(SUBSETS)] if task == "avss" else ""
@@ -86,8 +93,8 @@ def make(root: Path, order: Order, library: Library, *, size: int, seed: int) ->
     """Draw one clip and write all its files.
 
     Args:
-        root: the data folder; the task's own folder lies in it.
-        order: which clip.
+        root: the data folder, which holds the folder of the task.
+        order: the clip.
         library: material.
         size: height and width, pixels.
         seed: of the whole data set; each clip draws from (seed, task, split, number).
@@ -102,7 +109,13 @@ def make(root: Path, order: Order, library: Library, *, size: int, seed: int) ->
         steady=steady,
     )
     scene = compose(
-        library, recipe, size=size, held_out=order.split != "train", rng=rng, first_kind=order.kind if steady else None
+        library,
+        recipe,
+        size=size,
+        held_out=order.split != "train",
+        rng=rng,
+        first_kind=order.kind if steady else None,
+        unseen=order.split == "unseen",
     )
     folder = root / FOLDERS[order.task]
     writer = _write_semantic if order.task == "avss" else _write_binary
@@ -113,7 +126,7 @@ def make(root: Path, order: Order, library: Library, *, size: int, seed: int) ->
 
 
 def write_tables(root: Path, task: str, made: Iterable[Order], kinds: Sequence[str]) -> None:
-    """Write the task's CSV, and for avss its class list, once all clips are there."""
+    """Write the task's CSV, and for avss its class list, once all clips are written."""
     folder = root / FOLDERS[task]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -150,13 +163,13 @@ def _wav(folder: Path, order: Order) -> Path:
 
 def _write_binary(folder: Path, order: Order, scene: Scene) -> None:
     data = folder / f"{order.task}_data"
-    place = Path(order.split, order.category, order.name)
-    pictures = data / "visual_frames" / (place if order.task == "s4" else order.name)
+    relative = Path(order.split, order.category, order.name)
+    images = data / "visual_frames" / (relative if order.task == "s4" else order.name)
     prefix = order.name if order.task == "s4" else f"{order.name}.mp4"
     labelled = 1 if order.task == "s4" and order.split == "train" else len(scene.frames)
-    _save_all(pictures, f"{prefix}_{{}}.png", scene.frames)
-    _save_all(data / "gt_masks" / place, f"{order.name}_{{}}.png", _binary(scene.sounding_objects()[:labelled]))
-    _save_all(data / "all_objects" / place, f"{order.name}_{{}}.png", _binary(scene.all_objects()))
+    _save_all(images, f"{prefix}_{{}}.png", scene.frames)
+    _save_all(data / "gt_masks" / relative, f"{order.name}_{{}}.png", _binary(scene.sounding_objects()[:labelled]))
+    _save_all(data / "all_objects" / relative, f"{order.name}_{{}}.png", _binary(scene.all_objects()))
 
 
 def _write_semantic(folder: Path, order: Order, scene: Scene) -> None:
@@ -171,7 +184,7 @@ def _binary(classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.where(classes > 0, 255, 0).astype(np.uint8)
 
 
-def _save_all(folder: Path, pattern: str, pictures: npt.NDArray[np.uint8], *, first: int = 1) -> None:
+def _save_all(folder: Path, pattern: str, images: npt.NDArray[np.uint8], *, first: int = 1) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures, start=first):
-        Image.fromarray(picture).save(folder / pattern.format(number), quality=_JPEG_QUALITY)
+    for number, image in enumerate(images, start=first):
+        Image.fromarray(image).save(folder / pattern.format(number), quality=_JPEG_QUALITY)

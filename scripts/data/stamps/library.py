@@ -20,7 +20,10 @@ PACKAGE = "tuxpaint-stamps-default"
 PACKAGE_FOLDER = Path("usr/share/tuxpaint/stamps")
 
 # Class name -> stamp. The photographs are clean cut-outs and the recordings can be told apart: between any two of them
-# the log-mels differ at least three times as much as two windows of the same one (median nearest distance).
+# the log-mels differ at least three times as much as two windows of the same one (median nearest distance). The order
+# gives the class numbers: new kinds go to the end. Left out: giraffe, rhea, iguana and wombat (silent recordings),
+# mountain goat and ram (the goat's recording), camel (the dromedary's), beaver (the badger's), bee, bat, cat, ghost and
+# spider (drawings), scissors (smaller than 75 pixels), glass and lightning (transparent).
 KINDS: dict[str, str] = {
     "dog": "animals/mammals/dogs/dog",
     "crow": "animals/birds/crow",
@@ -56,8 +59,56 @@ KINDS: dict[str, str] = {
     "goat": "animals/mammals/bovines/goat",
     "bull": "animals/mammals/bovines/bull",
     "cymbal": "hobbies/music/percussion/cymbal_crash",
-    "giraffe": "animals/mammals/giraffe",
+    "donkey": "animals/mammals/equines/donkey",
     "dromedary": "animals/mammals/camel/dromedary",
+    "duck": "animals/birds/duck",
+    "hammer": "household/tools/hammer",
+    "blackbird": "animals/birds/blackbird",
+    "cuckoo": "animals/birds/cuckoo",
+    "goose": "animals/birds/gander",
+    "heron": "animals/birds/heron_greatblue_flying",
+    "lark": "animals/birds/lark",
+    "turkey": "animals/birds/turkey",
+    "quetzal": "animals/birds/quetzal",
+    "chimp": "animals/mammals/apes/chimp",
+    "gorilla": "animals/mammals/apes/gorilla",
+    "orca": "animals/mammals/aquatic/orca",
+    "whale": "animals/mammals/aquatic/whale",
+    "bear": "animals/mammals/bears/bear",
+    "bison": "animals/mammals/bovines/bison",
+    "tiger": "animals/mammals/cats/tiger",
+    "caribou": "animals/mammals/deer/caribou",
+    "ferret": "animals/mammals/ferret",
+    "hippopotamus": "animals/mammals/hippopotamus",
+    "badger": "animals/mammals/badger",
+    "mouse": "animals/mammals/rodents/mouse",
+    "rabbit": "animals/mammals/rodents/rabbit",
+    "bassoon": "hobbies/music/wind/bassoon",
+    "camera": "hobbies/camera_35mm",
+    "toilet": "household/toilet",
+    "saw": "household/tools/saw",
+}
+# Class name -> a second instance of the same kind, for the split `unseen` alone.
+#   kept   sheep: lamb                  another age and colour, a bleat
+#          pig: Tamworth pig            another breed and pose, a grunt
+#          drum: floor tom              one drum instead of a kit, struck
+#          cow: white cow               seen from the front, another moo
+#          duck: drake                  another plumage, a quack
+#          hammer: metal mallet         another head, a stroke
+#   not    goat: mountain goat          the same recording
+#          dromedary: camel             the camel's recording contains the dromedary's
+#          hornet: bee                  a drawing
+#          scissors: open, closed       photographs of less than 75 pixels
+#          deer: doe, caribou           recordings without a common character
+#          pig: second Tamworth pig     of the same breed as the first; one is enough
+#          lion: tiger, crow: blackbird, horse: donkey, bull: bison, ...  other species, kinds of their own
+SECOND: dict[str, str] = {
+    "sheep": "animals/mammals/bovines/sheep_lamb",
+    "pig": "animals/mammals/pig_golden",
+    "drum": "hobbies/music/percussion/drum_tomtom_floor",
+    "cow": "animals/mammals/bovines/cow_white",
+    "duck": "animals/birds/drake",
+    "hammer": "household/tools/mallet_metal",
 }
 # Photographs with a large opaque part: ground, walls, leaves.
 TEXTURES = (
@@ -87,8 +138,8 @@ TEXTURES = (
     "space/planets/7_uranus",
 )
 MAX_DRAWN_KINDS = 24
-_PICTURE_SIDE = 448  # pixels; larger photographs are reduced once, when they are read
-_REMOVED_BELOW = 30.0  # dB under the loudest: pauses in a recording
+_PHOTOGRAPH_SIDE = 448  # pixels; larger photographs are reduced once, when they are read
+_REMOVED_BELOW = 30.0  # dB below the loudest: pauses in a recording
 _KEPT_PAUSE = 0.08  # seconds left where a pause was
 
 
@@ -96,20 +147,27 @@ _KEPT_PAUSE = 0.08  # seconds left where a pause was
 class Kind:
     """One thing that sounds.
 
-    `picture` is RGBA, cut to what is visible; `sound` is (samples,) float32 at 16 kHz, without pauses, of RMS 1.
+    `photograph` is RGBA, cropped to what is visible; `sound` is (samples,) float32 at 16 kHz, without pauses, of RMS 1.
     """
 
     name: str
-    picture: Image.Image
+    photograph: Image.Image
     sound: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Library:
-    """All material of a data set: square RGB `textures`, and `kinds` in the order of their class numbers."""
+    """All material of a data set.
+
+    Args:
+        kinds: in the order of their class numbers.
+        textures: square RGB photographs for backgrounds.
+        unseen: second instances for the split `unseen`, by position in `kinds`.
+    """
 
     kinds: list[Kind]
     textures: list[Image.Image] = field(default_factory=list)
+    unseen: dict[int, Kind] = field(default_factory=dict)
 
 
 def fetch_stamps(folder: Path) -> Path:
@@ -122,7 +180,9 @@ def fetch_stamps(folder: Path) -> Path:
         DataError: there is no apt-get or dpkg-deb here, or the download failed.
     """
     root = folder / "stamps"
-    if root.is_dir():
+    files = [Path(f"{stem}.png") for stem in TEXTURES]
+    files += [Path(stem + suffix) for stem in (*KINDS.values(), *SECOND.values()) for suffix in (".png", ".ogg")]
+    if all((root / file).is_file() for file in files):
         return root
     apt, unpacker = shutil.which("apt-get"), shutil.which("dpkg-deb")
     if apt is None or unpacker is None:
@@ -144,59 +204,82 @@ def fetch_stamps(folder: Path) -> Path:
         subprocess.run([unpacker, "-x", str(packages[0]), str(work / "unpacked")], check=True, capture_output=True)
         source = work / "unpacked" / PACKAGE_FOLDER
         chosen = work / "chosen"
-        for stem in (*KINDS.values(), *TEXTURES):
-            for suffix in (".png", ".ogg"):
-                if (source / f"{stem}{suffix}").is_file():
-                    (chosen / stem).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.move(source / f"{stem}{suffix}", chosen / f"{stem}{suffix}")
+        for file in files:
+            if (source / file).is_file():
+                (chosen / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(source / file, chosen / file)
+        if root.is_dir():  # an earlier selection
+            root.rename(work / "earlier")
         chosen.rename(root)
     return root
 
 
 def load_stamps(root: Path, kinds: int) -> Library:
-    """Read the first `kinds` stamps and all textures.
+    """Read the first `kinds` stamps, their second instances and all textures.
 
     Args:
         root: holds `animals/` and the others; the package's own root or `usr/share/tuxpaint/stamps` may be above it.
         kinds: how many.
 
     Raises:
-        DataError: a stamp is not there, or more kinds are asked for than there are.
+        DataError: a stamp is missing, or there are fewer kinds than `kinds`.
     """
     if kinds > len(KINDS):
         raise DataError(f"--kinds {kinds}: there are {len(KINDS)} kinds of stamps.")
     root = root / PACKAGE_FOLDER if (root / PACKAGE_FOLDER).is_dir() else root
     chosen = list(KINDS.items())[:kinds]
-    for stem in [stem for _, stem in chosen] + list(TEXTURES):
+    second = {number: (name, SECOND[name]) for number, (name, _) in enumerate(chosen) if name in SECOND}
+    for stem in [stem for _, stem in (*chosen, *second.values())] + list(TEXTURES):
         if not (root / f"{stem}.png").is_file():
             raise DataError(f"{root / stem}.png is missing: --stamps must name the unpacked files of {PACKAGE}.")
     return Library(
-        kinds=[Kind(name, _cut_out(root / f"{stem}.png"), _recording(root / f"{stem}.ogg")) for name, stem in chosen],
+        kinds=[_stamp(root, name, stem) for name, stem in chosen],
         textures=[_opaque_square(root / f"{stem}.png") for stem in TEXTURES],
+        unseen={number: _stamp(root, name, stem) for number, (name, stem) in second.items()},
     )
+
+
+def unseen_kinds(kinds: int, *, drawn: bool) -> list[int]:
+    """Positions of the kinds with a second instance; empty where they are too few for clips of several objects.
+
+    Args:
+        kinds: number of kinds in use.
+        drawn: drawn kinds, which all have one, instead of stamps.
+    """
+    positions = [number for number, name in enumerate(list(KINDS)[:kinds]) if name in SECOND]
+    positions = list(range(kinds)) if drawn else positions
+    return positions if len(positions) > 1 else []
 
 
 def drawn_library(kinds: int, seed: int) -> Library:
     """A stand-in without any download: textured shapes, each with a synthesised sound of its own.
 
     Raises:
-        DataError: more kinds are asked for than can be told apart.
+        DataError: more kinds than can be told apart.
     """
     if kinds > MAX_DRAWN_KINDS:
         raise DataError(f"--kinds {kinds}: at most {MAX_DRAWN_KINDS} can be drawn.")
-    rng = np.random.default_rng((seed, 7))
+    rng, rng_second = np.random.default_rng((seed, 7)), np.random.default_rng((seed, 8))
     return Library(
-        kinds=[Kind(f"shape-{number}", _drawn_picture(number, rng), _drawn_sound(number)) for number in range(kinds)],
+        kinds=[Kind(f"shape-{number}", _drawn_shape(number, rng), _drawn_sound(number)) for number in range(kinds)],
         textures=[_drawn_texture(rng) for _ in range(8)],
+        unseen={
+            number: Kind(f"shape-{number}", _drawn_shape(number, rng_second).rotate(20), _drawn_sound(number, 0.2))
+            for number in range(kinds)
+        },
     )
 
 
+def _stamp(root: Path, name: str, stem: str) -> Kind:
+    return Kind(name, _cut_out(root / f"{stem}.png"), _recording(root / f"{stem}.ogg"))
+
+
 def _cut_out(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        stamp = picture.convert("RGBA")
+    with Image.open(path) as image:
+        stamp = image.convert("RGBA")
     box = stamp.getchannel("A").point(lambda alpha: 255 if alpha > 127 else 0).getbbox()
     stamp = stamp.crop(box)
-    stamp.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.LANCZOS)
+    stamp.thumbnail((_PHOTOGRAPH_SIDE, _PHOTOGRAPH_SIDE), Image.Resampling.LANCZOS)
     return stamp
 
 
@@ -214,8 +297,8 @@ def _recording(path: Path) -> npt.NDArray[np.float32]:
 
 def _opaque_square(path: Path) -> Image.Image:
     """The largest square of a photograph that is opaque throughout."""
-    with Image.open(path) as picture:
-        photograph = picture.convert("RGBA")
+    with Image.open(path) as image:
+        photograph = image.convert("RGBA")
     scale = max(1.0, max(photograph.size) / 120)
     small = photograph.resize((max(1, int(photograph.width / scale)), max(1, int(photograph.height / scale))))
     opaque = np.asarray(small)[..., 3] > 250
@@ -237,7 +320,7 @@ def _unit_rms(sound: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     return (sound / np.sqrt(np.mean(np.square(sound)) + 1e-12)).astype(np.float32)
 
 
-def _drawn_picture(number: int, rng: np.random.Generator) -> Image.Image:
+def _drawn_shape(number: int, rng: np.random.Generator) -> Image.Image:
     side = 256
     corners, hue = 3 + number % 6, (number * 97) % 256
     radius = np.tile([1.0, 0.45 if number % 2 else 0.85], corners) * side * 0.48
@@ -248,15 +331,15 @@ def _drawn_picture(number: int, rng: np.random.Generator) -> Image.Image:
     grain = rng.integers(90, 256, (8 + number, 8 + number)).astype(np.uint8)
     value = Image.fromarray(grain).resize((side, side), Image.Resampling.NEAREST)
     flat = [Image.new("L", (side, side), level) for level in (hue, 140 + (number * 53) % 110)]
-    picture = Image.merge("HSV", (flat[0], flat[1], value)).convert("RGB")
-    picture.putalpha(mask)
-    return picture.crop(mask.getbbox())
+    shape = Image.merge("HSV", (flat[0], flat[1], value)).convert("RGB")
+    shape.putalpha(mask)
+    return shape.crop(mask.getbbox())
 
 
-def _drawn_sound(number: int) -> npt.NDArray[np.float32]:
+def _drawn_sound(number: int, shift: float = 0.0) -> npt.NDArray[np.float32]:
     time = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
-    pitch = 160.0 * 2 ** (number / 5.5)  # Hz
-    beat = 2.0 + 1.7 * (number % 7)  # Hz
+    pitch = 160.0 * 2 ** ((number + shift) / 5.5)  # Hz
+    beat = 2.0 + 1.7 * (number % 7 + shift)  # Hz
     makers: tuple[Callable[[], npt.NDArray[np.floating]], ...] = (
         lambda: np.sin(2 * np.pi * pitch * time),
         lambda: np.sign(np.sin(2 * np.pi * pitch * time)),
@@ -267,12 +350,12 @@ def _drawn_sound(number: int) -> npt.NDArray[np.float32]:
 
 def _drawn_texture(rng: np.random.Generator) -> Image.Image:
     coarse = rng.integers(40, 220, (9, 9, 3)).astype(np.uint8)
-    picture = Image.fromarray(coarse).resize((192, 192), Image.Resampling.BICUBIC)
-    return picture.filter(ImageFilter.GaussianBlur(2))
+    texture = Image.fromarray(coarse).resize((192, 192), Image.Resampling.BICUBIC)
+    return texture.filter(ImageFilter.GaussianBlur(2))
 
 
 def class_names(kinds: tuple[str, ...], classes: int = 71) -> dict[str, int]:
-    """AVSS's `label2idx.json`: background, these kinds, and names of AVSBench-semantic that do not occur here.
+    """AVSS's `label2idx.json`: background, these kinds, and names of AVSBench-semantic that do not occur in the clips.
 
     Returns:
         Name -> class number, `classes` of them.

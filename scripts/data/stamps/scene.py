@@ -1,8 +1,8 @@
-"""One clip: which objects stand where, which of them sound when, its frames, masks and sound.
+"""One clip: positions of the objects, when each sounds, frames, masks and sound.
 
-A frame t of the video goes with second t of the sound. VGGish cuts its windows at multiples of 0.96 s, so a sound for
-frames a..b starts at a seconds and ends at 0.96 (b + 1) seconds: it is then heard in the windows of its own frames,
-by the clock and by VGGish alike, and in no other.
+Frame t of the video corresponds to second t of the sound. VGGish cuts its windows at multiples of 0.96 s, so a sound
+for frames a..b starts at a seconds and ends at 0.96 (b + 1) seconds: it is then inside the windows of its own frames,
+those of one second and those of VGGish alike, and outside all others.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter
 
 from dataloader.audio import SAMPLE_RATE
-from scripts.data.stamps.library import Library
+from scripts.data.stamps.library import Kind, Library
 
 _PATCH_SECONDS = 0.96
 _FADE_SECONDS = 0.01
@@ -23,13 +23,13 @@ _TRIES = 40
 
 @dataclass(frozen=True)
 class Recipe:
-    """What kind of clip is wanted.
+    """Distribution of a clip's content.
 
     Args:
-        frames: T, one a second.
-        objects: chances of 1, 2, 3, ... objects in the picture.
-        sounding: chances of 1, 2, 3, ... of them being heard at some time; one at least stays silent if there are two.
-        steady: the sounding object is heard from the first to the last second.
+        frames: T, one per second.
+        objects: probabilities of 1, 2, 3, ... objects in the clip.
+        sounding: probabilities that 1, 2, 3, ... of them sound at some time; of two or more, at least one is silent.
+        steady: the sounding object sounds from the first to the last second.
     """
 
     frames: int
@@ -57,7 +57,7 @@ class Scene:
         return np.concatenate([np.zeros(1, np.uint8), self.kinds])[self.owners]
 
     def sounding_objects(self) -> npt.NDArray[np.uint8]:
-        """(T, H, W) uint8 class numbers of the objects that are heard in each frame."""
+        """(T, H, W) uint8 class numbers of the objects that sound in each frame."""
         table = np.concatenate([np.zeros((len(self.heard), 1), np.uint8), self.kinds * self.heard], axis=1)
         return np.stack([table[frame][self.owners[frame]] for frame in range(len(table))])
 
@@ -70,25 +70,29 @@ def compose(
     held_out: bool,
     rng: np.random.Generator,
     first_kind: int | None = None,
+    unseen: bool = False,
 ) -> Scene:
     """Draw a clip.
 
     Args:
         library: photographs, recordings and textures.
-        recipe: what kind of clip.
+        recipe: distribution of its content.
         size: height and width, pixels.
-        held_out: take the textures that training never sees.
-        rng: everything is drawn from it.
+        held_out: take the textures that are not used in training.
+        rng: source of all random draws.
         first_kind: position in `library.kinds` of the first object, which sounds; None = any.
+        unseen: take the second instances, `library.unseen`, instead of `library.kinds`.
     """
     count = 1 + int(rng.choice(len(recipe.objects), p=recipe.objects))
-    count = min(count, len(library.kinds))
-    kinds = rng.permutation(len(library.kinds))[:count]
+    material = library.unseen if unseen else dict(enumerate(library.kinds))
+    count = min(count, len(material))
+    kinds = np.asarray(sorted(material))[rng.permutation(len(material))[:count]]
     if first_kind is not None:
         kinds = np.concatenate([[first_kind], kinds[kinds != first_kind]])[:count]
     heard = _schedule(recipe, count, rng)
-    frames, owners = _render(library, kinds, recipe.frames, size, held_out, rng)
-    return Scene(frames, owners, (kinds + 1).astype(np.uint8), heard, _mix(library, kinds, heard, rng))
+    instances = [material[kind] for kind in kinds.tolist()]
+    frames, owners = _render(instances, library.textures, recipe.frames, size, held_out, rng)
+    return Scene(frames, owners, (kinds + 1).astype(np.uint8), heard, _mix(instances, heard, rng))
 
 
 def _schedule(recipe: Recipe, count: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
@@ -107,17 +111,15 @@ def _schedule(recipe: Recipe, count: int, rng: np.random.Generator) -> npt.NDArr
     return heard
 
 
-def _mix(
-    library: Library, kinds: npt.NDArray[np.int64], heard: npt.NDArray[np.bool_], rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def _mix(instances: list[Kind], heard: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.float32]:
     length = len(heard) * SAMPLE_RATE
     sound = rng.normal(0.0, 10 ** (rng.uniform(-62, -52) / 20), length)
-    for position, kind in enumerate(kinds):
+    for position, instance in enumerate(instances):
         for start, end in runs(heard[:, position]):
             first = start * SAMPLE_RATE
             last = min(length, round(_PATCH_SECONDS * end * SAMPLE_RATE))
             gain = _LEVEL * 10 ** (rng.uniform(-4, 4) / 20)
-            sound[first:last] += gain * _excerpt(library.kinds[kind].sound, last - first, rng)
+            sound[first:last] += gain * _excerpt(instance.sound, last - first, rng)
     peak = np.abs(sound).max()
     return (sound * min(1.0, 0.98 / peak)).astype(np.float32)
 
@@ -129,7 +131,7 @@ def runs(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def _excerpt(recording: npt.NDArray[np.float32], length: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """`length` samples of a recording repeated without end, from a random place, up to 4 % faster or slower."""
+    """`length` samples of a recording looped, from a random position, up to 4 % faster or slower."""
     positions = rng.uniform(0, len(recording)) + np.arange(length) * rng.uniform(0.96, 1.04)
     looped = np.append(recording, recording[0])
     excerpt = np.interp(positions % len(recording), np.arange(len(looped)), looped)
@@ -138,8 +140,8 @@ def _excerpt(recording: npt.NDArray[np.float32], length: int, rng: np.random.Gen
 
 
 def _render(
-    library: Library,
-    kinds: npt.NDArray[np.int64],
+    instances: list[Kind],
+    textures: list[Image.Image],
     frames: int,
     size: int,
     held_out: bool,
@@ -147,14 +149,14 @@ def _render(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Frames (T, H, W, 3) and, per pixel, the object in front (T, H, W), counted from 1."""
     margin = max(2, size // 24)
-    ground = _background(library.textures, size + 2 * margin, held_out, rng)
-    actors = [_prepare(library.kinds[kind].picture, len(kinds), size, rng) for kind in kinds]
-    centres = _places(actors, size, rng)
-    depth = rng.permutation(len(kinds))  # who stands in front says nothing about who sounds
-    sway = [_Sway(size, rng) for _ in kinds]
+    ground = _background(textures, size + 2 * margin, held_out, rng)
+    actors = [_prepare(instance.photograph, len(instances), size, rng) for instance in instances]
+    centres = _centres(actors, size, rng)
+    depth = rng.permutation(len(instances))  # the depth is independent of which object sounds
+    sway = [_Sway(size, rng) for _ in instances]
     pan = _Sway(size, rng)
     light = rng.uniform(0.75, 1.15)
-    pictures = np.empty((frames, size, size, 3), np.uint8)
+    images = np.empty((frames, size, size, 3), np.uint8)
     owners = np.zeros((frames, size, size), np.uint8)
     for frame in range(frames):
         left, top = (int(np.clip(margin + shift, 0, 2 * margin)) for shift in pan.shift(frame))
@@ -163,8 +165,8 @@ def _render(
             actor, alpha = _posed(actors[position], centres[position], sway[position], frame, size)
             canvas.paste(actor, (0, 0), alpha)
             owners[frame][np.asarray(alpha) > 127] = position + 1
-        pictures[frame] = np.asarray(ImageEnhance.Brightness(canvas).enhance(light))
-    return pictures, owners
+        images[frame] = np.asarray(ImageEnhance.Brightness(canvas).enhance(light))
+    return images, owners
 
 
 class _Sway:
@@ -188,13 +190,13 @@ class _Sway:
         return float(1 + np.sin(self.speed[3] * frame + self.phase[3]) * self.growth)
 
 
-def _prepare(picture: Image.Image, crowd: int, size: int, rng: np.random.Generator) -> Image.Image:
+def _prepare(photograph: Image.Image, crowd: int, size: int, rng: np.random.Generator) -> Image.Image:
     """A photograph at its size in this clip, perhaps mirrored, with its own light and colour."""
     side = size * rng.uniform(0.44, 0.68) * (1.0, 0.95, 0.88, 0.8)[min(crowd, 4) - 1]
-    scale = side / np.sqrt(picture.width * picture.height)
-    scale = min(scale, 0.85 * size / max(picture.size))
-    target = (max(4, round(picture.width * scale)), max(4, round(picture.height * scale)))
-    actor = picture.convert("RGBa").resize(target, Image.Resampling.LANCZOS).convert("RGBA")
+    scale = side / np.sqrt(photograph.width * photograph.height)
+    scale = min(scale, 0.85 * size / max(photograph.size))
+    target = (max(4, round(photograph.width * scale)), max(4, round(photograph.height * scale)))
+    actor = photograph.convert("RGBa").resize(target, Image.Resampling.LANCZOS).convert("RGBA")
     if rng.random() < 0.5:
         actor = actor.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     alpha = actor.getchannel("A")
@@ -204,8 +206,8 @@ def _prepare(picture: Image.Image, crowd: int, size: int, rng: np.random.Generat
     return colour
 
 
-def _places(actors: list[Image.Image], size: int, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Centres (x, y) in pixels that keep the objects inside, and apart as well as a number of tries allows."""
+def _centres(actors: list[Image.Image], size: int, rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Centres (x, y) in pixels that keep the objects inside, and apart as far as a fixed number of tries allows."""
     best: list[tuple[float, float]] = []
     least = np.inf
     for _ in range(_TRIES):
