@@ -8,6 +8,7 @@ from typing import Any
 
 from utils.runtime import ROOT, ensure_stamps, find_file, run, shipped_configs
 
+SPLITS = ("train", "val", "test", "unseen")
 SOUNDS = ("real", "silence", "noise", "shuffled")
 
 
@@ -29,7 +30,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "rest", nargs="*", metavar="CHECKPOINT [key=value ...]", help="weights, published or ours; config overrides"
     )
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: test")
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="test",
+        help="default: test; unseen: stamps of photographs and recordings outside the other splits",
+    )
     parser.add_argument(
         "--audio", choices=SOUNDS, default="real", help="the clips' own sound (default), or what replaces it"
     )
@@ -64,13 +70,11 @@ def main() -> int:
     from utils.files import explain_write_error
 
     cfg = load_config(config, options.overrides, options.task)
-    ensure_stamps(cfg, config)
+    ensure_stamps(cfg, config, extend=options.split == "unseen")
     folder = Path(cfg.process.work_dir) / config.stem
-    where = f"dataset.{options.split}"
-    dataset = build_dataset(cfg.dataset[options.split], where=where)
-    predictor: Predictor = (
-        EverythingOracle(cfg.dataset[options.split], where) if checkpoint is None else load_predictor(cfg, checkpoint)
-    )
+    split_cfg, where = split_config(cfg, options.split)
+    dataset = build_dataset(split_cfg, where=where)
+    predictor: Predictor = EverythingOracle(split_cfg, where) if checkpoint is None else load_predictor(cfg, checkpoint)
     kind = "oracle" if checkpoint is None else options.audio
     title = options.split if kind == "real" else f"{options.split}_{kind}"
     try:
@@ -105,6 +109,13 @@ def main() -> int:
     if options.save_masks:
         print(f"masks: {folder / 'masks' / title}")
     return 0
+
+
+def split_config(cfg: Any, split: str) -> tuple[Any, str]:
+    """The data set of a split and its name in the config; `unseen` is read as `test` is, from the same table."""
+    if split == "unseen" and split not in cfg.dataset:
+        return {**cfg.dataset["test"], "split": split}, "dataset.test"
+    return cfg.dataset[split], f"dataset.{split}"
 
 
 def load_predictor(cfg: Any, checkpoint: Path) -> Any:

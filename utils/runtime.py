@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils import stamps_note
 from utils.errors import ConfigError, DataError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,10 +111,15 @@ def missing_tables(cfg: Any) -> list[Path]:
     return [table for table in tables(cfg) if not table.is_file()]
 
 
-def ensure_stamps(cfg: Any, config_path: Path) -> None:
+def ensure_stamps(cfg: Any, config_path: Path, *, extend: bool = False) -> None:
     """Make the stamps data that a config describes in `stamps`, if its table is missing.
 
     Of several processes, one makes it and the others wait.
+
+    Args:
+        cfg: the config.
+        config_path: its file, for messages.
+        extend: also extend data of an earlier version, which lacks the split `unseen`.
 
     Raises:
         DataError: scripts/data/make_stamps.py failed (its output is above), or the data was made with other options.
@@ -124,19 +129,25 @@ def ensure_stamps(cfg: Any, config_path: Path) -> None:
         return
     if not missing_tables(cfg):
         refuse_other_stamps(cfg, options)
-        return
+        if not (extend and _extensible(cfg)):
+            return
     with file_lock(ROOT / "data" / ".stamps.lock"):
-        if not missing_tables(cfg):
+        if not missing_tables(cfg) and not (extend and _extensible(cfg)):
             return
         command = [sys.executable, str(ROOT / "scripts/data/make_stamps.py"), *as_arguments(options)]
         print(f"data: {config_path.name} needs stamps data; making it: {' '.join(command[1:])}", flush=True)
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if status:
-            raise DataError(f"scripts/data/make_stamps.py ended with status {status}; its words are above.")
+            raise DataError(f"scripts/data/make_stamps.py ended with status {status}; its output is above.")
         if lacking := missing_tables(cfg):
             raise DataError(
                 f"scripts/data/make_stamps.py ran and {lacking[0]} is still missing: see `stamps` in {config_path}."
             )
+
+
+def _extensible(cfg: Any) -> bool:
+    notes = [stamps_note.read_note(folder) for folder in {table.parent for table in tables(cfg)}]
+    return any(made is not None and stamps_note.is_extensible(made) for made in notes)
 
 
 def refuse_other_stamps(cfg: Any, options: Mapping[str, Any]) -> None:
@@ -145,15 +156,14 @@ def refuse_other_stamps(cfg: Any, options: Mapping[str, Any]) -> None:
     Raises:
         DataError: it was made with others.
     """
-    for note in {table.parent / "stamps.json" for table in tables(cfg)}:
-        made = json.loads(note.read_text()) if note.is_file() else {}
-        for key, wanted in options.items():
-            wanted = list(wanted) if isinstance(wanted, Sequence) and not isinstance(wanted, str) else wanted
-            if key in made and made[key] != wanted:
-                raise DataError(
-                    f"the data in {note.parent} was made with {key}={made[key]}, and the config says stamps.{key}="
-                    f"{wanted}: remove that folder, and it is made anew."
-                )
+    for folder in {table.parent for table in tables(cfg)}:
+        made = stamps_note.read_note(folder)
+        if made is not None and (differing := stamps_note.difference(made, options)):
+            key, value, wanted = differing
+            raise DataError(
+                f"the data in {folder} was made with {key}={value}, and the config says stamps.{key}={wanted}: "
+                f"remove that folder, and it is made anew."
+            )
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:

@@ -2,14 +2,15 @@
 
 The material is Debian's package tuxpaint-stamps-default, fetched with apt and unpacked without installing it. Clips
 show one to four cut-out photographs over a photographic background; in ms3 and avss those that sound change over the
-seconds, and beside them stand silent ones of kinds that sound elsewhere, so that sight alone cannot tell.
+seconds, next to silent ones of kinds that sound in other clips, so that images alone do not suffice. The split `unseen`
+has as many clips as `test`, made of second photographs and recordings of their kinds that occur nowhere else.
 
     python scripts/data/make_stamps.py                         # s4, ms3 and avss, 600/100/100 clips each, 224 pixels
     python scripts/data/make_stamps.py --tasks ms3 --size 128
     python scripts/data/make_stamps.py --drawn --out /tmp/data # without any download
 
-Masks of every object, sounding or not, lie beside the true ones: `s4_data/all_objects` and `ms3_data/all_objects` (as
-`gt_masks`), and `AVSS/{label}/{uid}/all_objects_rgb`.
+Masks of every object, sounding or not, are written next to the true ones: `s4_data/all_objects` and
+`ms3_data/all_objects` (as `gt_masks`), and `AVSS/{label}/{uid}/all_objects_rgb`.
 """
 
 import argparse
@@ -31,16 +32,25 @@ if str(ROOT) not in sys.path:
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
 
 from scripts.data.stamps import layouts  # noqa: E402
-from scripts.data.stamps.library import PACKAGE, Library, drawn_library, fetch_stamps, load_stamps  # noqa: E402
+from scripts.data.stamps.library import (  # noqa: E402
+    KINDS,
+    MAX_DRAWN_KINDS,
+    PACKAGE,
+    Library,
+    drawn_library,
+    fetch_stamps,
+    load_stamps,
+    unseen_kinds,
+)
+from utils import stamps_note  # noqa: E402
 from utils.errors import DataError, UserError  # noqa: E402
 
 _CHUNK = 8
-_VERSION = 1  # of what the scripts draw for the same settings
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides what the pictures and sounds are; kept beside the data as `stamps.json`."""
+    """Everything that determines the images and sounds; written next to the data as `stamps.json`."""
 
     clips: tuple[int, int, int]
     size: int
@@ -58,35 +68,37 @@ def make_stamps(
     workers: int | None = None,
     quiet: bool = False,
 ) -> None:
-    """Make the data sets; what is there already is kept.
+    """Make the data sets; clips that exist are kept.
 
     Args:
         out: the data folder.
-        tasks: of 's4', 'ms3', 'avss'.
+        tasks: some of 's4', 'ms3', 'avss'.
         settings: what to make.
         stamps: unpacked package; None = fetch it, once, into `out/stamps_source`.
-        workers: processes; None = one a core.
+        workers: processes; None = one per core.
         quiet: no progress bar.
 
     Raises:
-        DataError: the folder holds data of other settings, or the material cannot be had.
+        DataError: the folder holds data of other settings, or the material cannot be fetched or read.
     """
-    waiting = [task for task in tasks if not _finished(out, task, settings)]
-    if not waiting:
+    missing = [task for task in tasks if not _finished(out, task, settings)]
+    if not missing:
         return
     if settings.drawn:
         library = drawn_library(settings.kinds, settings.seed)
     else:
         library = load_stamps(stamps or fetch_stamps(out / "stamps_source"), settings.kinds)
     names = [kind.name for kind in library.kinds]
+    unseen = unseen_kinds(settings.kinds, drawn=settings.drawn)
     context = multiprocessing.get_context("spawn")
     workers = workers or os.cpu_count() or 1
     with ProcessPoolExecutor(workers, context, _start_worker, (library, out, settings)) as pool:
-        for task in waiting:
+        for task in missing:
             _claim(out, task, settings)
-            made = layouts.orders(task, settings.clips, names, settings.seed)
+            made = layouts.orders(task, settings.clips, names, settings.seed, unseen)
             _make_all(pool, task, [order for order in made if not layouts.is_made(out, order)], len(made), quiet)
             layouts.write_tables(out, task, made, names)
+            _write_note(out, task, settings)  # of this version now, where the data has been extended
 
 
 def _make_all(pool: ProcessPoolExecutor, task: str, missing: list[layouts.Order], total: int, quiet: bool) -> None:
@@ -109,7 +121,7 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(library: Library, out: Path, settings: Settings) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; a clip that has begun is finished
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C; a clip in progress is finished
     _worker.update(library=library, out=out, settings=settings)
 
 
@@ -121,38 +133,34 @@ def _make_chunk(chunk: list[layouts.Order]) -> int:
 
 
 def _finished(out: Path, task: str, settings: Settings) -> bool:
-    return layouts.table(out, task).is_file() and _claimed(out, task) == _plain(settings)
+    return layouts.table(out, task).is_file() and stamps_note.read_note(_folder(out, task)) == _plain(settings)
 
 
 def _claim(out: Path, task: str, settings: Settings) -> None:
-    """Note the settings before the first clip, so that no folder ever mixes two."""
-    there = _claimed(out, task)
-    if there is not None and there != _plain(settings):
+    """Write the settings before the first clip, so that no folder mixes data of two."""
+    made = stamps_note.read_note(_folder(out, task))
+    if made is None:
+        if layouts.table(out, task).exists():
+            raise DataError(f"{layouts.table(out, task)} exists and was not made by this script: give another --out.")
+        _write_note(out, task, settings)
+    elif stamps_note.difference(made, _plain(settings)):
         raise DataError(
-            f"{out / layouts.FOLDERS[task]} was made with other settings ({json.dumps(there)}): "
+            f"{_folder(out, task)} was made with other settings ({json.dumps(made)}): "
             f"give another --out, or remove that folder first."
         )
-    if there is None:
-        if layouts.table(out, task).exists():
-            raise DataError(f"{layouts.table(out, task)} is there and was not made by this script: give another --out.")
-        layouts.write_atomically(_note(out, task), json.dumps(_plain(settings), indent=1).encode())
 
 
-def _note(out: Path, task: str) -> Path:
-    return out / layouts.FOLDERS[task] / "stamps.json"
+def _folder(out: Path, task: str) -> Path:
+    return out / layouts.FOLDERS[task]
 
 
-def _claimed(out: Path, task: str) -> Any:
-    try:
-        return json.loads(_note(out, task).read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{_note(out, task)} cannot be read ({error}): remove {_note(out, task).parent}.") from error
+def _write_note(out: Path, task: str, settings: Settings) -> None:
+    text = json.dumps(_plain(settings), indent=1)
+    layouts.write_atomically(_folder(out, task) / stamps_note.NAME, text.encode())
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
-    return {**vars(settings), "clips": list(settings.clips), "version": _VERSION}
+    return {**vars(settings), "clips": list(settings.clips), "version": stamps_note.VERSION}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -161,16 +169,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--out", type=Path, default=ROOT / "data", help="data folder (default: data)")
     parser.add_argument("--tasks", nargs="+", choices=tuple(layouts.FOLDERS), default=list(layouts.FOLDERS))
     parser.add_argument(
-        "--clips", nargs=3, type=int, default=(600, 100, 100), metavar=("TRAIN", "VAL", "TEST"), help="clips a task"
+        "--clips", nargs=3, type=int, default=(600, 100, 100), metavar=("TRAIN", "VAL", "TEST"), help="clips per task"
     )
     parser.add_argument("--size", type=int, default=224, help="height and width in pixels (default: 224)")
-    parser.add_argument("--kinds", type=int, default=24, help="kinds of sounding things (default: 24)")
+    parser.add_argument("--kinds", type=int, help=f"kinds of objects (default: all, {len(KINDS)})")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--stamps", type=Path, help=f"unpacked files of {PACKAGE}, instead of fetching them")
     source.add_argument("--drawn", action="store_true", help="drawn shapes and synthesised sounds, no download")
     options = parser.parse_args(arguments)
+    if options.kinds is None:
+        options.kinds = MAX_DRAWN_KINDS if options.drawn else len(KINDS)
     if min(options.clips) < 1 or options.size < 32 or options.kinds < 2 or (options.workers or 1) < 1:
         parser.error("--clips and --workers must be at least 1, --size at least 32, --kinds at least 2")
     return options
@@ -186,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the finished clips are kept, the same command goes on from here", file=sys.stderr)
+        print("stopped; the finished clips are kept, and the same command continues from them", file=sys.stderr)
         return 130
     for task in options.tasks:
         print(f"{task}: {layouts.table(options.out, task)}")
