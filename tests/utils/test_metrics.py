@@ -253,5 +253,5 @@ def test_misfitting_input_is_refused():
         SemanticScores(3).update(logits, target, torch.ones(3))
     with pytest.raises(ValueError, match=r"batch_index of shape \(3,\) does not fit 2 frames"):
         FScore().update(logits[:, :1], target, batch_index=torch.ones(3))
-    with pytest.raises(ValueError, match="labels go from 0 to 200, the classes from 0 to 2"):
+    with pytest.raises(ValueError, match="labels are from 0 to 200, but classes are from 0 to 2"):
         SemanticScores(3).update(logits, target.clamp(max=0).index_fill(0, torch.tensor([1]), 200))
