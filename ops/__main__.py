@@ -1,7 +1,7 @@
-"""`python -m ops`: which backends this machine has and why not, their agreement with the definition, their times.
+"""`python -m ops`: available backends, their errors against the definition in float64, and their times.
 
-`python -m ops --build` only builds, and exits with 1 where the kernel for the CPU (or for CUDA, where a device is
-there) cannot be had.
+`python -m ops --build` only builds, and exits with 1 if the kernel for the CPU (or, with a CUDA device, for CUDA) is
+unavailable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BOUND = 1e-5
 def main() -> int:
     """Print the report; 1 if a backend disagrees with the definition, or with --build if one is missing."""
     parser = argparse.ArgumentParser(prog="python -m ops", description=__doc__.splitlines()[0])
-    parser.add_argument("--build", action="store_true", help="build what can be built, and stop")
+    parser.add_argument("--build", action="store_true", help="build and exit")
     only_build = parser.parse_args().build
     missing = False
     devices: list[tuple[Backend, str]] = [("torch", "cpu")]
@@ -64,8 +64,10 @@ def _found(device: str, status: build.Status) -> str:
 
 
 def _inputs(frames: int, device: str) -> list[Tensor]:
-    """value, reference points, offsets, logits; seeded, and no sample so near a pixel's centre, where the gradient of
-    its location jumps, that rounding decides on which side it is."""
+    """Seeded value, reference points, offsets and logits.
+
+    No sample is near a pixel centre, where the gradient of the location is discontinuous and would depend on rounding.
+    """
     draw = torch.Generator().manual_seed(0)
     rows = sum(height * width for height, width in SHAPES)
     value = torch.randn(frames, rows, 8, 32, generator=draw)
@@ -86,7 +88,7 @@ def _run(tensors: list[Tensor], backend: Backend, backward: bool) -> list[Tensor
 
 
 def _errors(backend: Backend, device: str) -> tuple[float, float]:
-    """Relative errors of output and of the worst gradient, on one frame, against float64."""
+    """Relative errors of the output and of the worst gradient on one frame, against float64."""
     got = _run(_inputs(1, device), backend, backward=True)
     true = _run([tensor.double() for tensor in _inputs(1, "cpu")], "torch", backward=True)
     errors = [float((a.cpu().double() - b).norm() / b.norm()) for a, b in zip(got, true, strict=True)]

@@ -1,13 +1,13 @@
-"""Builds the compiled operators on first use, keeps them, and loads them. Nothing here raises for a missing compiler.
+"""Build, cache and load the compiled operators on first use. A missing compiler raises no error.
 
-A library is looked for in the package that `pip install ./ops` makes, then in the cache, and is else compiled into the
-cache by torch.utils.cpp_extension in a process of its own. That is `python ops/build.py cpu FILE [PARENT]`, which ends,
-compilers and all, when the process PARENT does; this file must therefore import nothing of the project.
+A library is taken from the package installed by `pip install ./ops`, else from the cache, else compiled into the cache
+by torch.utils.cpp_extension in a separate process: `python ops/build.py cpu FILE [PARENT]`. That process and its
+compilers end with the process PARENT; it runs this file alone, which therefore imports nothing of the project.
 
 Environment:
-    MODAT_OPS_BUILD: 0 switches building off (libraries at hand are still used).
-    MODAT_OPS_CACHE: folder for built libraries; default: $XDG_CACHE_HOME/modat-ops, ~/.cache/modat-ops.
-    MODAT_OPS_TIMEOUT: seconds that a build, or waiting for another process's build, may take; default 600.
+    MODAT_OPS_BUILD: 0 disables building (existing libraries are still used).
+    MODAT_OPS_CACHE: folder of built libraries; default: $XDG_CACHE_HOME/modat-ops, ~/.cache/modat-ops.
+    MODAT_OPS_TIMEOUT: maximum seconds of a build, or of waiting for the build of another process; default 600.
     CXX: the C++ compiler; default c++.
 """
 
@@ -44,18 +44,18 @@ SOURCES: dict[Library, tuple[str, ...]] = {
     "cpu": ("library.cpp", "cpu.cpp", "cpu_portable.cpp", "cpu_avx2.cpp", "cpu_avx512.cpp"),
     "cuda": ("cuda.cpp", "cuda_kernels.cu"),
 }
-PREBUILT = "modat_ops_kernels"  # the package made by `pip install ./ops`
+PREBUILT = "modat_ops_kernels"  # package installed by `pip install ./ops`
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0+PTX")
 logger = logging.getLogger(__name__)
 
 
 class BuildError(Exception):
-    """Why a library could not be had, and the way out."""
+    """A library is unavailable; the message holds the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What became of a library: `path` where it was loaded from, or the `reason` why not."""
+    """Result of loading a library: its `path`, or the `reason` of the failure."""
 
     path: Path | None
     reason: str = ""
@@ -63,13 +63,13 @@ class Status:
 
 @functools.cache
 def load(library: Library) -> Status:
-    """Load the operators of one device, building them where need be. Never raises; one warning says what is wrong."""
+    """Load the operators of a device, building them if needed. Never raises; a failure gives one warning."""
     try:
         path = _obtain(library)
         torch.ops.load_library(str(path))
     except BuildError as error:
         reason = str(error)
-    except OSError as error:  # the dynamic linker's words
+    except OSError as error:  # from the dynamic linker
         reason = f"the built library does not load ({error}); remove it to have it built again"
     else:
         return Status(path)
@@ -80,26 +80,26 @@ def load(library: Library) -> Status:
 
 
 def _obtain(library: Library) -> Path:
-    """The library's file, from the installed package, the cache, or a new build."""
+    """File of the library, from the installed package, the cache, or a new build."""
     if library == "cuda":
         if not torch.cuda.is_available():
             raise BuildError("PyTorch sees no CUDA device")
         if load("cpu").path is None:
-            raise BuildError("the cpu library, which defines the operators, is not there")
+            raise BuildError("the cpu library, which defines the operators, is missing")
     prebuilt = _prebuilt(library)
     if prebuilt is not None:
         return prebuilt
     if sys.platform not in ("linux", "darwin"):
-        raise BuildError(f"it is not built on {sys.platform}; Linux and macOS are known to the build")
+        raise BuildError(f"building on {sys.platform} is not supported, only on Linux and macOS")
     name = f"{library}-{tag(library)}.so"
     folder = cache_folder()
     target = folder / name
     if target.exists():
         return target
     if os.environ.get("MODAT_OPS_BUILD", "1") == "0":
-        raise BuildError("MODAT_OPS_BUILD=0 switches building off, and nothing built is at hand")
+        raise BuildError("MODAT_OPS_BUILD=0 disables building, and no built library was found")
     with _lock(folder / f"{name}.lock") as alone:
-        for left in folder.glob(f"{target.stem}-*/") if alone else ():  # by a process that was killed
+        for left in folder.glob(f"{target.stem}-*/") if alone else ():  # left by a killed process
             shutil.rmtree(left, ignore_errors=True)
         if not target.exists():
             build(library, target)
@@ -117,10 +117,10 @@ def _prebuilt(library: Library) -> Path | None:
 
 
 def build(library: Library, target: Path) -> None:
-    """Compile a library into `target`, all of it or nothing.
+    """Compile a library into `target`, atomically.
 
     Raises:
-        BuildError: no compiler, no nvcc, or an error of theirs.
+        BuildError: no compiler, no nvcc, or a compiler error.
     """
     compiler = _compiler()
     if library == "cuda":
@@ -140,7 +140,7 @@ def build(library: Library, target: Path) -> None:
 
 
 def _run(command: list[str], timeout: float) -> tuple[int | None, str]:
-    """Exit code (None after a timeout) and output; the compilers end with the process that started them."""
+    """Exit code (None after a timeout) and output; compilers do not outlive this call."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
     with subprocess.Popen(
         command,
@@ -158,7 +158,7 @@ def _run(command: list[str], timeout: float) -> tuple[int | None, str]:
 
 
 def _end_group(group: int) -> None:
-    """End a build. Compilers are in groups of their own: ninja ends those when it is asked to end itself."""
+    """Terminate a build. Compilers run in separate process groups, which ninja terminates on SIGTERM."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGTERM)
 
@@ -181,17 +181,19 @@ def _communicate(process: subprocess.Popen[str], timeout: float) -> tuple[int | 
 def _explain(library: Library, code: int | None, output: str, timeout: float, log: Path) -> str:
     if code is None:
         return f"building the {library} library took over {timeout:.0f} s; raise MODAT_OPS_TIMEOUT. Output: {log}"
-    # PyTorch's own "Error building extension" precedes what the compiler said.
+    # PyTorch's "Error building extension" precedes the output of the compiler.
     lines = [line.strip() for line in output.splitlines() if "Error building extension" not in line]
     telling = (
         [line for line in lines if re.search(r"\b(error|fatal)\b.*:", line, re.IGNORECASE)] or lines or ["no output"]
     )
-    remedy = "check the compiler (CXX)" if library == "cpu" else "check nvcc (CUDA_HOME), which must fit PyTorch's CUDA"
+    remedy = (
+        "check the compiler (CXX)" if library == "cpu" else "check nvcc (CUDA_HOME), which must match PyTorch's CUDA"
+    )
     return f"building the {library} library failed: {telling[0][:300]}; {remedy}. Whole output: {log}"
 
 
 def compile_here(library: Library, target: Path) -> None:
-    """Compile in this process, beside `target`. For the process that `build` starts, and for setup.py."""
+    """Compile in this process, in the folder of `target`. Called in the process started by `build`."""
     from torch.utils import cpp_extension
 
     os.environ["PATH"] = os.pathsep.join((*_ninja_folders(), os.environ.get("PATH", os.defpath)))
@@ -220,7 +222,7 @@ def compile_here(library: Library, target: Path) -> None:
 
 
 def cuda_architectures() -> list[str]:
-    """TORCH_CUDA_ARCH_LIST where set, else this machine's devices, else all that the kernels are written for."""
+    """TORCH_CUDA_ARCH_LIST if set, else those of the devices of this machine, else all supported ones."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
     if wanted:
         return [name for name in wanted.split(";") if name]
@@ -231,7 +233,7 @@ def cuda_architectures() -> list[str]:
 
 
 def tag(library: Library) -> str:
-    """What a cached library must agree on: sources, PyTorch, compiler, processor family, CUDA architectures."""
+    """Hash of what a cached library depends on: sources, PyTorch, compiler, processor family, CUDA architectures."""
     compiler = subprocess.run([_compiler(), "--version"], capture_output=True, text=True).stdout
     parts = [compiler, platform.machine()]
     if library == "cuda":
@@ -269,7 +271,7 @@ def nvcc() -> str:
 
     compiler = Path(CUDA_HOME) / "bin" / "nvcc" if CUDA_HOME else None
     if compiler is None or not compiler.exists():
-        raise BuildError(f"there is no nvcc; install the CUDA {torch.version.cuda} toolkit, or point CUDA_HOME at it")
+        raise BuildError(f"there is no nvcc; install the CUDA {torch.version.cuda} toolkit, or set CUDA_HOME")
     return str(compiler)
 
 
@@ -299,7 +301,7 @@ def _timeout() -> float:
 
 
 def cache_folder() -> Path:
-    """A folder to keep libraries in: the first of the user's that can be written, else a private temporary one."""
+    """Folder of built libraries: that of the user if writable, else a private temporary one."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     wanted = Path(os.environ.get("MODAT_OPS_CACHE") or os.path.join(home, "modat-ops"))
     with contextlib.suppress(OSError):
@@ -311,7 +313,7 @@ def cache_folder() -> Path:
 
 @functools.cache
 def _temporary_cache(wanted: Path) -> Path:
-    # Others may write to the temporary folder: only a folder that is ours alone may hold code that gets loaded.
+    # Other users can write to the temporary folder: load libraries only from a folder that nobody else can access.
     shared = Path(tempfile.gettempdir()) / f"modat-ops-{os.getuid()}"
     with contextlib.suppress(OSError):
         shared.mkdir(mode=0o700, exist_ok=True)
@@ -327,8 +329,11 @@ def _temporary_cache(wanted: Path) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """One build at a time; the system frees the lock when its holder dies. Where locks are unknown, none is held, which
-    False says: a build is moved into place in one step, so two of them cost time and harm nothing."""
+    """Lock against concurrent builds, released by the system when its holder dies.
+
+    Yields False on file systems without locks: concurrent builds then cost time only, since a library is moved into
+    place atomically.
+    """
     import fcntl
 
     deadline = time.monotonic() + _timeout()

@@ -1,4 +1,4 @@
-"""The two public functions: checks, choice of a backend, and the call."""
+"""The two public functions: argument checks, choice of the backend, call."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def ms_deform_attn(
     """Multi-scale deformable attention (Deformable DETR, equation 2).
 
     Args:
-        value: (N, L, M, D) features of all levels, one level after another, row by row; float32, float64, bfloat16 or
+        value: (N, L, M, D) features of all levels, concatenated, row-major; float32, float64, bfloat16 or
             float16.
-        spatial_shapes: (height, width) of every level, tuples or an integer tensor (levels, 2); their areas sum to L.
-            A tensor on a GPU is read back on every call: pass tuples there.
-        sampling_locations: (N, Q, M, levels, points, 2), x then y; 0 and 1 are the outer edges of a level, outside is
-            zero.
+        spatial_shapes: (height, width) per level, tuples or an integer tensor (levels, 2); their areas sum to L.
+            A GPU tensor is copied to the host in each call: prefer tuples.
+        sampling_locations: (N, Q, M, levels, points, 2), x then y; 0 and 1 are the outer edges of a level, with zeros
+            outside.
         attention_weights: (N, Q, M, levels, points).
-        backend: "auto" takes the compiled kernel of the tensors' device where there is one, else "torch".
+        backend: "auto" uses the compiled kernel of the device if available, else "torch".
 
     Returns:
-        (N, Q, M * D) in the dtype of `value`. Sums are float32 (float64 for float64). With bfloat16 or float16 values
-        the locations and weights are taken in float32.
+        (N, Q, M * D) in the dtype of `value`. Sums are float32 (float64 for float64). With bfloat16 or float16 values,
+        locations and weights are converted to float32.
 
     Raises:
-        ValueError: shapes or devices that do not fit.
-        TypeError: dtypes that do not fit.
-        RuntimeError: a backend asked for by name that is not available.
+        ValueError: shapes or devices do not match.
+        TypeError: dtypes do not match.
+        RuntimeError: the given backend is not available.
     """
     shapes = _as_tuples(spatial_shapes)
     _check_value(value, shapes)
@@ -64,14 +64,14 @@ def ms_deform_attn_fused(
     attention_logits: Tensor,
     backend: Backend = "auto",
 ) -> Tensor:
-    """`ms_deform_attn` from what the module's projections give: raw offsets and logits.
+    """`ms_deform_attn` from the outputs of the module's projections: offsets and logits.
 
     The weights are the softmax of the logits over levels and points; a location is reference point + offset / (width,
-    height) of its level. The compiled kernels do both inside, forward and backward.
+    height) of its level. The compiled kernels include both, forward and backward.
 
     Args:
         value: (N, L, M, D).
-        spatial_shapes: (height, width) of every level.
+        spatial_shapes: (height, width) per level.
         reference_points: (Q, 2), (Q, levels, 2) or (N, Q, levels, 2), x then y, in [0, 1].
         sampling_offsets: (N, Q, M, levels, points, 2) in pixels of each level.
         attention_logits: (N, Q, M, levels, points).
@@ -81,9 +81,9 @@ def ms_deform_attn_fused(
         (N, Q, M * D) in the dtype of `value`.
 
     Raises:
-        ValueError: shapes or devices that do not fit.
-        TypeError: dtypes that do not fit.
-        RuntimeError: a backend asked for by name that is not available.
+        ValueError: shapes or devices do not match.
+        TypeError: dtypes do not match.
+        RuntimeError: the given backend is not available.
     """
     shapes = _as_tuples(spatial_shapes)
     _check_value(value, shapes)

@@ -1,4 +1,4 @@
-"""The compiled operators as PyTorch knows them: loaded on demand, with shapes for tracing (torch.compile, export)."""
+"""Registration of the compiled operators with PyTorch: loaded on demand, with fake kernels for tracing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ops import build
 
 @functools.cache
 def has_kernel(device_type: str) -> bool:
-    """Whether a compiled kernel for "cpu" or "cuda" is there; builds and loads it when first asked."""
+    """Whether a compiled kernel for "cpu" or "cuda" is available; builds and loads it in the first call."""
     if build.load("cpu").path is None:
         return False
     _register_shapes()

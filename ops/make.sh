@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the deformable attention operators ahead of their first use. They go to the cache that ops/build.py names.
+# Build the deformable attention operators before their first use, into the cache of ops/build.py.
 #   bash ops/make.sh            uses $PYTHON, else the active environment, else .venv, else python3
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

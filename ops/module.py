@@ -1,4 +1,4 @@
-"""The attention layer over the op, with the published parameter names."""
+"""The deformable attention layer, with the published parameter names."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ops.functional import Backend, SpatialShapes, ms_deform_attn_fused
 class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention layer (Deformable DETR).
 
-    Under autocast the four projections run in its dtype, `value` enters the op in it, and offsets and logits are taken
-    in float32: coordinates in half precision would be off by parts of a pixel.
+    Under autocast, projections and value are in its dtype, offsets and logits in float32: coordinates in half precision
+    would be off by a fraction of a pixel.
 
     Args:
         embed_dim: C, channels of query and memory; a multiple of `num_heads`.
         num_levels: levels of the feature pyramid.
         num_heads: M.
-        num_points: points a head reads on each level.
-        backend: "auto", or the backend to insist on.
+        num_points: sampling points per head and level.
+        backend: see `ms_deform_attn`.
 
     Raises:
         ValueError: `embed_dim` is not a multiple of `num_heads`.
@@ -46,10 +46,10 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Offsets on a ring, one direction a head, growing by point; equal weights; Xavier for the projections."""
+        """Offsets on a ring, one direction per head, growing with the point; equal weights; Xavier for projections."""
         angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         ring = torch.stack((angle.cos(), angle.sin()), -1)
-        ring = ring / ring.abs().amax(-1, keepdim=True)  # onto the square, so that a step is a whole pixel
+        ring = ring / ring.abs().amax(-1, keepdim=True)  # onto a square: steps of one pixel
         steps = torch.arange(1, self.num_points + 1, dtype=torch.float32)
         bias = ring[:, None, None] * steps[:, None]  # (M, 1, points, 2)
         with torch.no_grad():
@@ -62,19 +62,19 @@ class MSDeformAttn(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, reference_points: Tensor, memory: Tensor, spatial_shapes: SpatialShapes) -> Tensor:
-        """Attend from every query to a few points of every level.
+        """Attend from each query to a few points of each level.
 
         Args:
             query: (N, Q, C).
             reference_points: (Q, 2), (Q, levels, 2) or (N, Q, levels, 2), x then y, in [0, 1].
-            memory: (N, L, C), the levels one after another, row by row.
-            spatial_shapes: (height, width) of every level.
+            memory: (N, L, C), levels concatenated, row-major.
+            spatial_shapes: (height, width) per level.
 
         Returns:
             (N, Q, C).
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes do not match.
         """
         samples = (self.num_heads, self.num_levels, self.num_points)
         value = self.value_proj(memory).unflatten(-1, (self.num_heads, -1))  # (N, L, M, D)

@@ -1,8 +1,8 @@
 """The definition of multi-scale deformable attention in plain PyTorch.
 
-Deformable DETR (Zhu et al., ICLR 2021), equation 2: every query reads a few points of every level of a feature
-pyramid, bilinearly and with zeros outside, and sums them by attention weights. This text is what the compiled kernels
-are tested against, and what runs where they cannot be built.
+Deformable DETR (Zhu et al., ICLR 2021), equation 2: each query samples a few points of each level of a feature pyramid,
+bilinearly and with zeros outside, and sums them with attention weights. The compiled kernels are tested against this
+definition, which runs where they cannot be built.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Shapes = Sequence[tuple[int, int]]
 def ms_deform_attn_torch(
     value: Tensor, shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Sample `value` at the locations and sum by the weights.
+    """Sample `value` at the locations and sum with the weights.
 
     Args:
-        value: (N, L, M, D), the levels one after another, row by row.
-        shapes: (height, width) of every level; the products sum to L.
-        sampling_locations: (N, Q, M, levels, points, 2), x then y, 0 and 1 being the outer edges of the level.
+        value: (N, L, M, D), levels concatenated, row-major.
+        shapes: (height, width) per level; their areas sum to L.
+        sampling_locations: (N, Q, M, levels, points, 2), x then y, 0 and 1 are the outer edges of the level.
         attention_weights: (N, Q, M, levels, points).
 
     Returns:
@@ -53,7 +53,7 @@ def sampling_locations(reference_points: Tensor, sampling_offsets: Tensor, shape
     Args:
         reference_points: (N or 1, Q, levels or 1, 2).
         sampling_offsets: (N, Q, M, levels, points, 2).
-        shapes: (height, width) of every level.
+        shapes: (height, width) per level.
 
     Returns:
         (N, Q, M, levels, points, 2).
@@ -65,11 +65,11 @@ def sampling_locations(reference_points: Tensor, sampling_offsets: Tensor, shape
 def ms_deform_attn_fused_torch(
     value: Tensor, shapes: Shapes, reference_points: Tensor, sampling_offsets: Tensor, attention_logits: Tensor
 ) -> Tensor:
-    """`ms_deform_attn_torch` from raw offsets and logits: softmax over levels and points, locations, then the sum.
+    """`ms_deform_attn_torch` from offsets and logits: softmax over levels and points, locations, then the sum.
 
     Args:
         value: (N, L, M, D).
-        shapes: (height, width) of every level.
+        shapes: (height, width) per level.
         reference_points: (N or 1, Q, levels or 1, 2) in [0, 1].
         sampling_offsets: (N, Q, M, levels, points, 2) in pixels of each level.
         attention_logits: (N, Q, M, levels, points).

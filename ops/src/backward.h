@@ -1,13 +1,13 @@
-// Backward pass over (n, m) slices. A slice of `value` and of its gradient is packed into contiguous scratch: one owner
-// each, so no atomics and the same bits for any number of threads; and rows that lie M * D apart in memory would share
-// a few sets of the first-level cache.
+// Backward pass over (n, m) slices. Slices of `value` and of its gradient are packed into contiguous scratch memory.
+// Each slice has one owner, so there are no atomics and results do not depend on the number of threads. Unpacked rows,
+// M * D apart in memory, would share a few sets of the L1 cache.
 
 template <class T, int W>
 MODAT_INLINE int64_t padded_channels(const Problem& p) {
   return (p.channels + W - 1) / W * W;
 }
 
-// One query of a slice: adds to the rows of grad_value and leaves the corner products <value corner, grad_out> in s.dot.
+// One query of a slice: adds to the rows of grad_value and stores the corner products <value corner, grad_out> in s.dot.
 template <class T, int W, int NV, class Table>
 MODAT_INLINE void scatter(const T* value, T* grad_value, const T* grad_out, const Table& s, int64_t at, int64_t vectors) {
   using S = Simd<T, W>;
@@ -79,7 +79,7 @@ MODAT_INLINE void finish(const Table& s, int64_t at, T* grad_points, T* grad_wei
     const V weight = near_x * left + far_x * right;
     if (s.fused) {
       mean += attention * weight;
-      S::store(s.weight[0] + at + k, weight);  // the corner weights are used up
+      S::store(s.weight[0] + at + k, weight);  // the corner weights are no longer needed
     } else {
       S::store_n(grad_weights + k, weight, s.count - k);
     }

@@ -12,7 +12,7 @@
 namespace modat {
 namespace {
 
-// MODAT_CPU_CAPABILITY=portable|avx2|avx512 asks for less than the processor has, for tests and comparisons.
+// MODAT_CPU_CAPABILITY=portable|avx2|avx512 selects a lower instruction set, for tests and comparisons.
 Kernels choose(Storage storage) {
 #if defined(__x86_64__)
   const char* wanted = std::getenv("MODAT_CPU_CAPABILITY");
@@ -26,7 +26,7 @@ Kernels choose(Storage storage) {
   return portable_kernels(storage);
 }
 
-// Runs `kernel` over `tasks` in ranges, each with scratch of its own. Threads below `grain` tasks do not pay.
+// Runs `kernel` over `tasks` in ranges with separate scratch memory; below `grain` tasks per thread, threads do not pay.
 void run(void (*kernel)(const Problem&, int64_t, int64_t, void*), const Problem& p, int64_t tasks, int64_t scratch,
          int64_t grain) {
   constexpr int64_t line = 64;

@@ -1,12 +1,12 @@
 // CUDA kernels, sm_75 and newer.
 //
 // A pair is one head of one query. A group of G threads works on a pair, each thread on Vec neighbouring channels (16
-// bytes where D allows), stepping by G * Vec channels. The address step is done once a pair: thread i of the group takes
-// samples i, i + G, ... of a round, and hands its corners and weights to the others by shuffles. So no shared memory,
-// no barriers, and coordinates are read once. Sums are float32 (double for double), whatever the storage.
+// bytes where D allows), stepping by G * Vec channels. The address step is done once per pair: thread i of the group takes
+// samples i, i + G, ... of a round and passes its corners and weights to the others by shuffles. There is no shared
+// memory and no barrier, and coordinates are read once. Sums are float32 (double for double), whatever the storage.
 //
-// A corner outside its level has the address -1 and is left out: the whole group agrees on that, so nothing diverges in it,
-// and whatever lies at the border cannot leak in.
+// A corner outside its level has the address -1 and is skipped by the whole group, without divergence,
+// and data at the border cannot leak in.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -59,12 +59,12 @@ __device__ __forceinline__ Pack<Stored, Vec> load(const Stored* from) {
 template <class T>
 struct Corners {
   int offset[4];  // rows of the frame's value: top left, top right, bottom left, bottom right; -1 where outside
-  T attention, right, down;  // how far right and down of the first corner
+  T attention, right, down;  // fractional offset from the first corner
   __device__ __forceinline__ T x(int corner) const { return corner % 2 ? right : T(1) - right; }
   __device__ __forceinline__ T y(int corner) const { return corner / 2 ? down : T(1) - down; }
 };
 
-// The two neighbours of pixel coordinate x on an axis of `size` pixels, -1 where outside; what lies between is returned.
+// The two neighbours of pixel coordinate x on an axis of `size` pixels, -1 where outside; returns the fraction in between.
 template <class T>
 __device__ __forceinline__ T axis(T x, int size, int& first, int& second) {
   x = x > T(-2) ? x : T(-2);  // NaN too
@@ -105,7 +105,7 @@ __device__ __forceinline__ Corners<T> corners(const Arguments& a, int64_t n, int
   return c;
 }
 
-// Shuffles inside a group: its lanes are consecutive, and all of them take part.
+// Shuffles within a group: its lanes are consecutive and all participate.
 template <class T>
 __device__ __forceinline__ T from_lane(const Mapping& map, unsigned mask, T value, int lane) {
   return __shfl_sync(mask, value, lane, map.group);
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(block_threads) forward_kernel(const __grid_con
     const Softmax<T> attention = softmax<T>(a, weights, lane, mask);
     const Stored* value = (const Stored*)p.value + n * p.value_n + m * p.value_m;
     Stored* out = (Stored*)p.out + pair * p.channels;
-    // All lanes stay for the shuffles; those past the channels neither load nor store.
+    // All lanes take part in the shuffles; those past the channels neither load nor store.
     for (int first = 0; first < p.channels; first += map.group * Vec) {
       const int channel = first + lane * Vec;
       const bool mine = channel < p.channels;

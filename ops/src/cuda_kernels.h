@@ -1,4 +1,4 @@
-// What the CUDA binding and the CUDA kernels agree on. No torch here: nvcc compiles the kernels by themselves.
+// Interface between the CUDA binding and the CUDA kernels. No torch headers: nvcc compiles the kernels alone.
 #pragma once
 
 #include <algorithm>
@@ -7,10 +7,10 @@
 
 namespace modat {
 
-constexpr int most_levels = 16;  // their sizes travel in the kernels' arguments
+constexpr int most_levels = 16;  // level sizes are kernel arguments
 
-// Into how many slices the queries are cut where each number of the value's gradient has one owner, which looks at all
-// queries of its slice: as many as give a GPU enough threads. It follows from the sizes alone, and so do the sums.
+// Number of slices of the queries in the deterministic backward pass, where one thread owns each element of the value's
+// gradient per slice: enough for a GPU's threads. It depends on the sizes only, and so does the order of summation.
 inline int64_t ordered_slices(const Problem& p) {
   constexpr int64_t enough = 1 << 14, most = 8;
   const int64_t owners = std::max<int64_t>(1, p.batch * p.heads * p.channels);

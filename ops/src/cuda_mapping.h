@@ -1,4 +1,4 @@
-// Which thread works on what, as plain arithmetic that host code can run too: tests/ops/test_cuda.py does.
+// Mapping of threads to pairs and channels, also callable on the host: tests/ops/test_cuda.py.
 #pragma once
 
 #include <stdint.h>
@@ -13,8 +13,8 @@ namespace modat {
 
 struct Mapping {
   int64_t pairs;       // (n, q, m), m fastest
-  int group;           // threads to a pair: a power of two, at most a warp
-  int block_threads;   // threads to a block: a multiple of 32
+  int group;           // threads per pair: a power of two, at most a warp
+  int block_threads;   // threads per block: a multiple of 32
 
   Mapping() = default;
   Mapping(int64_t all, int channels, int vec, int threads) : pairs(all), group(1), block_threads(threads) {
@@ -29,7 +29,7 @@ struct Mapping {
     const unsigned ones = group == 32 ? 0xffffffffu : (1u << group) - 1;
     return ones << (thread % 32 / group * group);
   }
-  // How far a block's pairs move on when there are more pairs than the grid covers.
+  // Step of the grid-stride loop over pairs.
   MODAT_BOTH int64_t stride(unsigned grid) const { return grid * pairs_per_block(); }
   unsigned blocks() const {
     const int64_t wanted = (pairs + pairs_per_block() - 1) / pairs_per_block();

@@ -1,6 +1,6 @@
-// Dropout by counting: whether element e stays follows from (seed, e) alone. So no mask is kept for the backward pass, and
-// any number of threads and every instruction set see the same one. Elements come in blocks of 32: each of the 16 numbers of
-// a block decides for two elements, 16 apart.
+// Counter-based dropout: whether element e is kept depends on (seed, e) only. No mask is stored for the backward pass, and
+// it is the same for any number of threads and instruction set. Elements are processed in blocks of 32: each of the 16
+// random numbers of a block decides on two elements, 16 apart.
 
 constexpr int64_t dropout_block = 32, dropout_half = 16;
 

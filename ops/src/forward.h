@@ -1,10 +1,10 @@
-// Forward pass over (n, m, q): queries inside a slice of `value`, which is first packed into contiguous scratch, in the
-// work type. Rows that lie M * D apart in memory would be spread over M times as many pages, and miss the first-level
-// cache far more often; narrow types would be widened once for each corner that is read; and between borders of zeros a
-// sample's corners lie at fixed distances, and need no tests for what is outside.
+// Forward pass over (n, m, q): queries within a slice of `value`, which is first packed into contiguous scratch memory in
+// the work type. Unpacked rows, M * D apart, are spread over M times as many pages and miss the L1 cache more often, and
+// narrow types would be converted for each corner read. Packing adds borders of zeros, so the corners of a sample have
+// fixed distances and need no bounds checks.
 
-// Corner c of sample k, or null where it is absent; where value is packed none is. `Channels`: of a row, 0 where only the
-// call tells.
+// Corner c of sample k, or null where it is outside (never if value is packed). `Channels` per row, 0 if known
+// at run time only.
 template <bool Packed, int Channels, class Source, class Table>
 MODAT_INLINE const Source* corner_of(const Source* value, const Table& s, int c, int64_t k) {
   if (Packed) return value + s.offset[c & 2][k] + (c & 1) * (Channels ? Channels : (int64_t)s.stride);
@@ -16,7 +16,7 @@ template <class T, int W, int NV, bool Packed, int Channels, class Source, class
 MODAT_INLINE void gather(const Source* value, const Table& s, int64_t at, Stored* out) {
   using S = Simd<T, W>;
   using V = typename S::V;
-  // Separate sums for the corners hide the latency of the additions, as far as there are registers for them.
+  // Separate sums for the corners hide the latency of the additions, if there are enough registers.
   constexpr int fit = MODAT_REGISTERS / 2 / NV;
   constexpr int sets = fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
   V sum[sets][NV] = {};
@@ -39,7 +39,7 @@ MODAT_INLINE void gather(const Source* value, const Table& s, int64_t at, Stored
   }
 }
 
-// The channels that do not fill a vector.
+// Remaining channels, fewer than a vector.
 template <class T, int W, bool Packed, class Source, class Stored, class Table>
 MODAT_INLINE void gather_rest(const Source* value, const Table& s, int64_t at, Stored* out, int64_t channels) {
   using S = Simd<T, W>;
@@ -69,14 +69,14 @@ struct SourceOf<false, T, Stored> {
 };
 
 // Pixels of a packed slice. Each level has `border` rows of zeros above and below, and that many zeros before each row,
-// which are those behind the row above as well.
+// shared with the end of the row above.
 MODAT_INLINE int64_t packed_rows(const Problem& p) {
   int64_t rows = border;
   for (int64_t l = 0; l < p.levels; ++l) rows += (p.shapes[2 * l] + 2 * border) * (p.shapes[2 * l + 1] + border);
   return rows;
 }
 
-// Leaves the zeros as they are.
+// Does not touch the zeros.
 template <class T, int W, class Stored>
 MODAT_INLINE void pack_slice(const Problem& p, const Stored* from, T* to, int64_t channels) {
   for (int64_t l = 0; l < p.levels; ++l) {
@@ -93,7 +93,7 @@ MODAT_INLINE void pack_slice(const Problem& p, const Stored* from, T* to, int64_
   }
 }
 
-// Where few samples are read from many rows, packing would cost more than it saves; and offsets are 32-bit numbers.
+// Packing does not pay if few samples are read from many rows; offsets are 32-bit numbers.
 MODAT_INLINE bool pays_to_pack(const Problem& p) {
   const int64_t rows = packed_rows(p);
   return p.queries * p.levels * p.points >= rows && rows * p.channels <= (int64_t)1 << 30;

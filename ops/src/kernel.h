@@ -1,5 +1,5 @@
-// What the torch bindings and the kernels agree on. No torch and no C++ library headers: the kernel files are compiled
-// for instruction sets that the host may lack, and nothing inline may be shared with the rest of the library.
+// Interface between the torch bindings and the kernels. No torch and no C++ library headers: the kernel files are compiled
+// for instruction sets that the host may lack, so they must not share inline functions with the rest of the library.
 #pragma once
 
 #include <stdint.h>

@@ -1,6 +1,6 @@
-// The operators modat::ms_deform_attn, modat::ms_deform_attn_fused and modat::dropout: schema, autograd, refusal of vmap.
+// The operators modat::ms_deform_attn, modat::ms_deform_attn_fused and modat::dropout: schema, autograd, no vmap.
 // The kernels register themselves for their device; shapes for tracing are in ops/library.py, and the gradient of dropout
-// is in model/dropout.py.
+// is in model/layers/dropout.py.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -47,7 +47,7 @@ Three fused_backward(const Tensor& grad, const Tensor& value, Shapes shapes, con
   return op.call(grad, value, shapes, reference, offsets, logits);
 }
 
-// Inputs are all that is kept for the backward pass.
+// Only inputs are saved for the backward pass.
 struct Plain : torch::autograd::Function<Plain> {
   static Tensor forward(AutogradContext* context, const Tensor& value, std::vector<SymInt> shapes,
                         const Tensor& locations, const Tensor& weights) {

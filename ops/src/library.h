@@ -1,4 +1,4 @@
-// The operators' C++ signatures, and how the tensors of a call become a Problem. Shared by the CPU and CUDA bindings.
+// C++ signatures of the operators, and construction of a Problem from tensors. Shared by the CPU and CUDA bindings.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -35,7 +35,7 @@ inline Storage storage_of(const Tensor& value) {
   }
 }
 
-// Contiguous behind its first `free` axes, whatever the strides of those.
+// Whether the axes after the first `free` are contiguous.
 inline bool dense_behind(const Tensor& tensor, int64_t free) {
   int64_t expected = 1;
   for (int64_t axis = tensor.dim() - 1; axis >= free; --axis) {
@@ -45,13 +45,13 @@ inline bool dense_behind(const Tensor& tensor, int64_t free) {
   return true;
 }
 
-// The tensors that a Problem points into, copied only where the kernels cannot take their strides.
+// The tensors of a Problem, copied only if the kernels do not support their strides.
 struct Call {
   Tensor value, samples, weights, reference;
   at::IntArrayRef shapes;
   Problem problem;
 
-  // `reference` is undefined for the plain form, else (N, Q, levels, 2), expanded axes welcome.
+  // `reference` is undefined for the plain form, else (N, Q, levels, 2), expanded axes allowed.
   Call(const Tensor& value_in, at::IntArrayRef shapes_in, const Tensor& samples_in, const Tensor& weights_in,
        const Tensor& reference_in)
       : value(dense_behind(value_in, 3) ? value_in : value_in.contiguous()),
@@ -84,7 +84,7 @@ struct Call {
   }
 
  private:
-  // ops/functional.py explains mistakes to users; this keeps the kernels inside their memory whoever calls.
+  // ops/functional.py reports user errors; these checks keep the kernels within their memory for any caller.
   void check() const {
     TORCH_CHECK_VALUE(value.dim() == 4 && samples.dim() == 6 && weights.dim() == 5, "modat: value, samples, weights have ",
                       value.dim(), ", ", samples.dim(), ", ", weights.dim(), " axes instead of 4, 6, 5");
@@ -118,7 +118,7 @@ struct Call {
   }
 };
 
-// Outputs of the backward pass and its incoming gradient, entered into the Problem.
+// Outputs of the backward pass and the incoming gradient, set in the Problem.
 struct Gradients {
   Tensor grad_out, value, samples, weights;
 
@@ -141,7 +141,7 @@ struct Gradients {
   }
 };
 
-// The operators of one device over its forward and its backward pass.
+// The operators of a device, from its forward and backward functions.
 template <Tensor (*Forward)(Call), std::tuple<Tensor, Tensor, Tensor> (*Backward)(Call, const Tensor&)>
 struct Operators {
   static Tensor plain(const Tensor& value, at::IntArrayRef shapes, const Tensor& locations, const Tensor& weights) {

@@ -1,21 +1,21 @@
 // The address step: from locations and weights (or reference points, offsets and logits) of one head of one query to
-// corner addresses and corner weights. A corner outside its level gets the address `absent`, where the backward pass
-// keeps a row of zeros, or lies in a border of zeros around the level: the loops over corners have no branches, and
-// whatever lies next to a level cannot leak in. There are tables for several (head, query) pairs at once: each is a long
-// chain of dependent steps, and the processor overlaps those of neighbours.
+// corner addresses and corner weights. A corner outside its level gets the address `absent`, a row of zeros in the
+// backward pass, or is in a border of zeros around the level: the loops over corners have no branches, and data next to a
+// level cannot leak in. Tables of several (head, query) pairs are computed together: each is a long chain of dependent
+// steps, which the processor overlaps.
 
 constexpr int64_t line = 64;   // bytes of a cache line
 constexpr int64_t ahead = 16;  // queries, or rows, to fetch before their turn
 constexpr int64_t together = 4;  // queries whose tables are made at once
-constexpr int64_t border = 2;  // pixels of zeros around a level: as many as a sample touches that is moved there
+constexpr int64_t border = 2;  // pixels of zeros around a level: as many as a clamped sample touches
 
-// A head's rows lie too far apart in memory for the processor to see the pattern. May be past the end: nothing is read.
+// The rows of a head are too far apart for the hardware prefetcher. May be past the end: nothing is read.
 template <class Stored>
 MODAT_INLINE void prefetch_row(const Stored* row, int64_t numbers) {
   for (int64_t d = 0; d < numbers; d += line / (int64_t)sizeof(Stored)) __builtin_prefetch(row + d);
 }
 
-// `Vectors`: of W samples, where that many hold all samples of a pair; 0 where only the call tells.
+// `Vectors`: of W samples, if that many hold all samples of a pair; 0 if known at run time only.
 template <class T, int W, int Vectors>
 struct Samples {
   using S = Simd<T, W>;
@@ -26,18 +26,18 @@ struct Samples {
   using Uint = typename S::Uint;
   static constexpr Uint far = (Uint)1 << (8 * sizeof(T) - 2);  // above every address; twice as much still fits
 
-  int64_t count, padded;  // levels * points, and that rounded up to whole vectors: the tables' pitch
+  int64_t count, padded;  // levels * points, and rounded up to whole vectors: the pitch of the tables
   Uint absent, stride;
   bool fused;
   // A level's numbers, repeated for its points.
   T *level_width, *level_height;
   Uint *start, *row;  // offset of the level and of one of its rows, in numbers
   Int* level;
-  // Of each (head, query) pair; functions take the pair's place `at` in the tables, a multiple of `padded`.
+  // Per (head, query) pair; functions take the offset `at` of the pair in the tables, a multiple of `padded`.
   T* attention;
   Uint* offset[4];  // corners: top left, top right, bottom left, bottom right
   T* weight[4];     // attention weight included
-  // For the backward pass: how far right and down of the first corner, and corner products.
+  // For the backward pass: fractional offset from the first corner, and corner products.
   T *right, *down, *dot[4];
 
   static constexpr int shared_arrays = 5, pair_arrays = 15;
@@ -48,7 +48,7 @@ struct Samples {
     return (shared_arrays + pair_arrays * pairs) * padded_count(p) * (int64_t)sizeof(T);
   }
 
-  // Carves the arrays out of `memory` and fills in the levels; `row_stride` is that of value rows, in numbers, and
+  // Allocates the arrays in `memory` and fills in the levels; `row_stride` is that of value rows, in numbers, and
   // `zeros` the border that they are packed with.
   Samples(const Problem& p, void* memory, int64_t row_stride, int64_t absent_at, int64_t pairs, int64_t zeros = 0)
       : count(p.levels * p.points),
@@ -73,7 +73,7 @@ struct Samples {
       level_width[k] = level_height[k] = 1, level[k] = 0, start[k] = row[k] = 0;
     }
     for (int c = 0; c < 4; ++c) {
-      for (int64_t k = 0; k < length; ++k) dot[c][k] = 0;  // what lies past `count` is never written, but read
+      for (int64_t k = 0; k < length; ++k) dot[c][k] = 0;  // entries past `count` are read but never written
     }
     int64_t first = 0;
     for (int64_t l = 0; l < p.levels; ++l) {
@@ -138,7 +138,7 @@ struct Samples {
     }
   }
 
-  // The same where value has a border of zeros: every corner is there, and right ones follow the left ones, which alone
+  // The same where value has a border of zeros: every corner exists, and right corners follow the left ones, which alone
   // get an offset.
   MODAT_INLINE void set_left_corners(const Samples& s, const Problem& p, const T* points, const T* reference,
                                      int64_t at) {
@@ -164,7 +164,7 @@ struct Samples {
 
   // The two neighbours of pixel coordinate x on an axis of `size` pixels that are `step` numbers apart.
   MODAT_INLINE Axis axis(V x, V size, U step) {
-    x = S::at_most(S::at_least(x, S::set(-2)), size + (T)1);  // keeps far away (and NaN) within the integers
+    x = S::at_most(S::at_least(x, S::set(-2)), size + (T)1);  // clamps distant coordinates and NaN to the range of integers
     const V low = S::floor(x);
     const U first = (U)S::to_int(low), second = first + 1, pixels = (U)S::to_int(size);
     const U at = first * step;

@@ -1,4 +1,4 @@
-// Vectors of W numbers by the compilers' vector extensions, so that one text serves AVX-512, AVX2, SSE2 and NEON.
+// Vectors of W numbers by the compilers' vector extensions: one source for AVX-512, AVX2, SSE2 and NEON.
 // Included inside the namespace of one instruction set, below its target pragma; hence no include guard and no headers.
 
 #define MODAT_INLINE __attribute__((always_inline)) static inline
