@@ -1,8 +1,10 @@
 """The data maker: labels say what is heard, runs are repeatable and resumable, and the command line behaves."""
 
+import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +23,20 @@ from dataloader.audio import SAMPLE_RATE, log_mel, samples_for_patches
 from dataloader.palette import decode
 from scripts.data.make_stamps import Settings, main, make_stamps, parse_arguments
 from scripts.data.stamps import layouts, library
-from scripts.data.stamps.library import KINDS, Kind, Library, class_names, drawn_library, load_stamps
+from scripts.data.stamps.library import (
+    KINDS,
+    SECOND,
+    TEXTURES,
+    Kind,
+    Library,
+    class_names,
+    drawn_library,
+    load_stamps,
+    unseen_kinds,
+)
 from scripts.data.stamps.scene import Recipe, Scene, compose, runs
+from tests.runs import command, dataset_cfg, environment, write_config
+from utils import stamps_note
 from utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +130,7 @@ def test_runs_finds_stretches() -> None:
     assert runs(np.zeros(3, bool)) == []
 
 
+IMAGES_AND_SOUNDS = (".png", ".jpg", ".wav")
 SMALL = Settings(clips=(3, 3, 3), size=40, kinds=3, seed=0, drawn=True)
 
 
@@ -150,6 +165,111 @@ def test_finished_data_is_left_alone_without_reading_the_material(made: Path, mo
     monkeypatch.setattr("scripts.data.make_stamps.drawn_library", lambda *_: pytest.fail("was read"))
     make_stamps(made, ["s4", "ms3", "avss"], SMALL, quiet=True)
     assert fingerprint(made) == before
+
+
+def test_the_other_splits_are_those_of_a_library_without_second_instances(made: Path, tmp_path: Path) -> None:
+    shapes = drawn_library(SMALL.kinds, SMALL.seed)
+    alone = Library(shapes.kinds, shapes.textures)
+    names = [kind.name for kind in shapes.kinds]
+    for task in layouts.FOLDERS:
+        for order in layouts.orders(task, SMALL.clips, names, SMALL.seed):
+            assert order.split != "unseen"
+            layouts.make(tmp_path, order, alone, size=SMALL.size, seed=SMALL.seed)
+    with_unseen = {name: value for name, value in fingerprint(made).items() if Path(name).suffix in IMAGES_AND_SOUNDS}
+    assert fingerprint(tmp_path) == {name: value for name, value in with_unseen.items() if "unseen" not in name}
+
+
+@pytest.mark.parametrize("task", ["s4", "ms3", "avss"])
+def test_every_layout_has_as_many_unseen_clips_as_test_clips(made: Path, task: str) -> None:
+    with layouts.table(made, task).open() as file:
+        splits = [row["split"] for row in csv.DictReader(file)]
+    assert [splits.count(split) for split in layouts.SPLITS] == [3, 3, 3, 3]
+    folder = made / layouts.FOLDERS[task]
+    dataset = build_dataset(split_of(made, task, "unseen"))
+    assert len(dataset) == 3
+    for clip in dataset.clips:
+        assert all(path.is_file() for path in (*clip.frames, *clip.masks, clip.wav))
+        assert len(clip.masks) == len(clip.frames)
+    everything = "all_objects_rgb" if task == "avss" else "all_objects"
+    assert any("unseen" in str(path) for path in folder.rglob(f"{everything}/**/*.png"))
+
+
+def split_of(made: Path, task: str, split: str) -> dict[str, Any]:
+    return {**dataset_cfg(made, task, img_size=(40, 40))["test"], "split": split}
+
+
+def test_unseen_clips_are_made_of_second_instances_alone() -> None:
+    """Red and loud at 300 Hz are the first instances, blue and 3 kHz the second."""
+    time_axis = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
+    first, second = (
+        [
+            Kind(
+                f"kind-{number}",
+                Image.new("RGBA", (40, 40), colour),
+                np.sqrt(2) * np.sin(2 * np.pi * pitch * (1 + number / 9) * time_axis).astype(np.float32),
+            )
+            for number in range(4)
+        ]
+        for colour, pitch in (((255, 0, 0, 255), 300.0), ((0, 0, 255, 255), 3000.0))
+    )
+    material = Library(first, [Image.new("RGB", (64, 64), (0, 255, 0))] * 4, {1: second[1], 3: second[3]})
+    for number in range(8):
+        for unseen in (False, True):
+            rng = np.random.default_rng(number)
+            scene = compose(material, CROWD, size=64, held_out=True, rng=rng, unseen=unseen)
+            inside = np.stack([scene.owners > 0] * 3, -1) & (scene.frames.max(-1, keepdims=True) > 60)
+            red, blue = (np.where(inside, scene.frames, 0)[..., channel].sum(dtype=np.int64) for channel in (0, 2))
+            assert (blue > 2 * red) if unseen else (red > 2 * blue)
+            assert not unseen or set(scene.kinds.tolist()) == {2, 4}  # the class numbers are those of the kinds
+            mel = log_mel(scene.sound, SAMPLE_RATE)[:, 0].mean(1)
+            loud = mel.argmax(1)[mel.max(1).values > mel.max() - 3]
+            assert bool(((loud > 30) == unseen).all())
+
+
+def test_no_photograph_or_recording_of_unseen_is_one_of_another_split() -> None:
+    assert set(SECOND) <= set(KINDS) and len(SECOND) >= 5
+    stems = [*KINDS.values(), *SECOND.values(), *TEXTURES]
+    assert len(set(stems)) == len(stems)
+    assert [list(KINDS)[number] for number in unseen_kinds(12, drawn=False)] == ["sheep", "pig", "drum"]
+    assert unseen_kinds(8, drawn=False) == [] and unseen_kinds(3, drawn=True) == [0, 1, 2]
+    drawn = drawn_library(4, 0)
+    for number, kind in enumerate(drawn.kinds):
+        other = drawn.unseen[number]
+        assert not np.array_equal(kind.sound, other.sound)
+        assert kind.photograph.tobytes() != other.photograph.tobytes()
+
+
+def test_data_of_the_version_before_is_extended_by_unseen(made: Path, tmp_path: Path) -> None:
+    whole = fingerprint(made / "Multi-sources")
+    old = Path(shutil.copytree(made / "Multi-sources", tmp_path / "Multi-sources"))
+    note, table = old / "stamps.json", layouts.table(tmp_path, "ms3")
+    note.write_text(json.dumps({**json.loads(note.read_text()), "version": 1}))
+    table.write_text("".join(line for line in table.read_text().splitlines(True) if "unseen" not in line))
+    for path in [path for path in old.rglob("*unseen*") if path.is_dir() or path.suffix == ".wav"]:
+        shutil.rmtree(path, ignore_errors=True)
+    make_stamps(tmp_path, ["ms3"], SMALL, workers=1, quiet=True)
+    assert fingerprint(old) == whole
+
+
+def test_stamps_of_the_version_before_with_the_silent_kind_are_refused(tmp_path: Path) -> None:
+    wanted = {"clips": [1, 1, 1], "size": 40, "seed": 0, "drawn": False, "version": stamps_note.VERSION}
+    for kinds, expected in ((34, None), (35, ("version", 1, stamps_note.VERSION))):
+        made = {**wanted, "kinds": kinds, "version": 1}
+        assert stamps_note.difference(made, {**wanted, "kinds": kinds}) == expected
+
+
+def test_unseen_is_scored_with_the_config_of_the_test_split(made: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.py", made, "ms3")
+    arguments = command("ms3", config, "--oracle", "--split", "unseen", script="test.py")
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "work_dir/config/unseen_oracle_metrics.json").read_text())
+    assert written["split"] == "unseen" and written["clips"] == 3
+
+    layouts.write_atomically(tmp_path / "table.csv", b"name,split\nstamps_test_00000,test\n")
+    lacking = [*arguments, f"dataset.test.anno_csv={tmp_path / 'table.csv'}"]
+    done = subprocess.run(lacking, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "unseen" in done.stderr.splitlines()[-1]
 
 
 def test_a_folder_never_mixes_two_settings(made: Path) -> None:
@@ -304,10 +424,10 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(tmp_path: Path)
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)
     _, errors = run.communicate(timeout=120)
-    assert run.returncode == 130 and "the same command goes on from here" in errors, errors
+    assert run.returncode == 130 and "the same command continues from them" in errors, errors
     there = len(list(tmp_path.rglob("*.wav")))
-    assert 2 <= there < 304
+    assert 2 <= there < 306
     assert not layouts.table(tmp_path, "ms3").exists()
     assert main(list(map(str, command[2:]))) == 0
-    assert len(list(tmp_path.rglob("*.wav"))) == 304 and layouts.table(tmp_path, "ms3").exists()
+    assert len(list(tmp_path.rglob("*.wav"))) == 306 and layouts.table(tmp_path, "ms3").exists()
     assert json.loads((tmp_path / "Multi-sources/stamps.json").read_text())["clips"] == [300, 2, 2]
