@@ -34,8 +34,8 @@ modat_keep_allocator() {
 
 # Sets OMP_NUM_THREADS to the CPUs that this process may use, divided by the number of processes per machine, and
 # OMP_WAIT_POLICY to passive waiting. By default an OpenMP thread spins at each barrier: beside one other busy process
-# on two cores, a training step with two spinning threads takes 20 times the time of one thread; with passive threads,
-# as long as with one. On an idle machine passive waiting costs a small model 10 to 15 % (scripts/benchmark/RESULTS.md).
+# on two cores, a training step with two spinning threads takes 16 to 20 times as long as with one; with passive threads,
+# it takes 1.1 times as long. On an idle machine passive waiting costs a small model 3 to 24 % (RESULTS.md).
 # Settings of the user take precedence.
 modat_set_threads() {
     local processes="$1" threads waiting cores affinity online quota detail
