@@ -3,7 +3,7 @@
     python scripts/data/check_data.py ms3 config/ms3/MoDAT_pvt2_ms3.py
     python scripts/data/check_data.py avss config/avss/MoDAT_pvt2_avss.py dataset.train.audio=wav --write-clean-csv
 
-Prints one table and one line a fault. Exit code 0: all is well, 1: there are faults, 2: the command cannot be used.
+Prints one table and one line per fault. Exit code 0: no faults, 1: faults, 2: the command cannot be run.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("config", metavar="CONFIG", help="config file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to replace")
     parser.add_argument("--workers", type=int, help="processes (default: process.num_workers of the config)")
-    parser.add_argument("--all", action="store_true", help="check again what an earlier check found good")
+    parser.add_argument("--all", action="store_true", help="also check files that passed an earlier check")
     parser.add_argument(
         "--write-clean-csv", action="store_true", help="write NAME.clean.csv beside each table, without the bad clips"
     )

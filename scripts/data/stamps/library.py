@@ -177,7 +177,7 @@ def fetch_stamps(folder: Path) -> Path:
         The root of the stamps, which holds `animals/` and the others.
 
     Raises:
-        DataError: there is no apt-get or dpkg-deb here, or the download failed.
+        DataError: apt-get or dpkg-deb is missing, or the download failed.
     """
     root = folder / "stamps"
     files = [Path(f"{stem}.png") for stem in TEXTURES]
@@ -187,7 +187,7 @@ def fetch_stamps(folder: Path) -> Path:
     apt, unpacker = shutil.which("apt-get"), shutil.which("dpkg-deb")
     if apt is None or unpacker is None:
         raise DataError(
-            f"there is no apt-get and dpkg-deb here to fetch {PACKAGE}: give --stamps DIR with its files, or --drawn."
+            f"apt-get and dpkg-deb are needed to fetch {PACKAGE}: give --stamps DIR with its files, or --drawn."
         )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
