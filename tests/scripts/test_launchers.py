@@ -299,7 +299,7 @@ def test_one_command_makes_the_data_and_trains_and_the_other_scores(tmp_path: Pa
     scores = json.loads((folder / "val_metrics.json").read_text())
     assert scores["miou"] == pytest.approx(float(rows[-1]["val_miou"]), abs=1e-6)
     assert scores["f_score_per_batch"] == pytest.approx(float(rows[-1]["val_f_score_per_batch"]), abs=1e-6)
-    assert (folder / "pictures/val.png").stat().st_size > 0
+    assert (folder / "images/val.png").stat().st_size > 0
     assert len(list((folder / "masks/val").rglob("*.png"))) == 2 * 5
 
     found = {}
