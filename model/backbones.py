@@ -1,8 +1,11 @@
 """Image backbones from timm: feature maps at 1/4, 1/8, 1/16 and 1/32 of the frame's size."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from utils.errors import ConfigError
@@ -17,6 +20,9 @@ PUBLISHED_NAMES = {"res50": "resnet50"}
 class TimmBackbone(nn.Module):
     """Any timm network with feature maps at strides 4, 8, 16 and 32, randomly initialised.
 
+    Frames arrive with ImageNet's mean and standard deviation. A network that was pretrained with others, by its
+    `pretrained_cfg` in timm, receives them with its own.
+
     Args:
         name: timm's name, or `res50`.
         drop_path_rate: stochastic depth rate in training; None for timm's default.
@@ -28,6 +34,9 @@ class TimmBackbone(nn.Module):
     Raises:
         ConfigError: timm does not know the name, or the network lacks one of the strides.
     """
+
+    frame_scale: Tensor | None
+    frame_shift: Tensor | None
 
     def __init__(self, name: str, drop_path_rate: float | None = None) -> None:
         super().__init__()
@@ -48,9 +57,14 @@ class TimmBackbone(nn.Module):
         self.network = network
         self._levels = [levels[stride][0] for stride in STRIDES]
         self.channels = tuple(levels[stride][1] for stride in STRIDES)
+        scale, shift = _conversion(network.pretrained_cfg)
+        self.register_buffer("frame_scale", scale, persistent=False)
+        self.register_buffer("frame_shift", shift, persistent=False)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        """Frames (N, 3, H, W) -> four maps (N, channels[l], H / stride, W / stride)."""
+        """ImageNet-normalised frames (N, 3, H, W) -> four maps (N, channels[l], H / stride, W / stride)."""
+        if self.frame_scale is not None and self.frame_shift is not None:
+            frames = frames * self.frame_scale + self.frame_shift
         maps = self.network(frames)
         return [_channels_first(maps[level], self.channels[i]) for i, level in enumerate(self._levels)]
 
@@ -61,6 +75,16 @@ class TimmBackbone(nn.Module):
             # Stages and their parents may both support it; enabling both would recompute twice.
             outer = any(inner in supporting for inner in module.modules() if inner is not module)
             module.grad_checkpointing = enable and not outer
+
+
+def _conversion(pretrained_cfg: Mapping[str, Any]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Scale and shift, (3, 1, 1) each, from ImageNet's normalisation to the network's; None where they are the same."""
+    from_mean, from_std = (torch.tensor(x, dtype=torch.float64) for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    mean = torch.tensor(pretrained_cfg.get("mean", IMAGENET_DEFAULT_MEAN), dtype=torch.float64)
+    std = torch.tensor(pretrained_cfg.get("std", IMAGENET_DEFAULT_STD), dtype=torch.float64)
+    if torch.equal(mean, from_mean) and torch.equal(std, from_std):
+        return None, None
+    return (from_std / std).float()[:, None, None], ((from_mean - mean) / std).float()[:, None, None]
 
 
 def _channels_first(feature: Tensor, channels: int) -> Tensor:

@@ -69,6 +69,30 @@ def test_efficientnet_lites_own_names_are_translated_by_order(tmp_path: Path) ->
         assert torch.equal(tensor, whole[key]), key
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
+def test_a_backbone_receives_frames_with_its_own_mean_and_deviation(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    imagenet, own = (
+        (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        for mean, std in (
+            ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            (backbone.network.pretrained_cfg["mean"], backbone.network.pretrained_cfg["std"]),
+        )
+    )
+    received: list[torch.Tensor] = []
+    backbone.network.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
+    with torch.no_grad():
+        backbone(imagenet)
+    if name == "resnet18":
+        assert torch.equal(received[0], imagenet), "ImageNet's own normalisation is kept, bit for bit"
+    else:
+        assert backbone.network.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+        torch.testing.assert_close(received[0], own, rtol=0, atol=1e-6)
+    assert not any("frame_" in key for key in backbone.state_dict()), "constants are not weights"
+
+
 def test_aisfx_loads_its_tuple_and_marks_silence(tmp_path: Path) -> None:
     torch.manual_seed(0)
     given = AiSFX().state_dict()
