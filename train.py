@@ -32,13 +32,11 @@ def main() -> int:
     sys.argv = [str(Path(__file__).resolve()), *(str(config) if x == options.config else x for x in sys.argv[1:])]
     os.chdir(ROOT)
     # Imported only now: --help and a mistyped path should not wait for torch.
-    from model.pretrained import fetch_missing
     from scripts.engine.run import train
     from utils.config import load_config
 
     cfg = load_config(config, options.overrides, options.task)
     ensure_stamps(cfg, config)
-    fetch_missing(cfg.model)
     train(cfg, config.stem, resume=options.resume, overwrite=options.overwrite)
     return 0
 

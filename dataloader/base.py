@@ -63,6 +63,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         cache_dir: where log-mels computed from wave files are kept.
         crop: resize the shorter side and take the centre, instead of stretching.
         flip: mirror each training clip with probability 1/2, drawn from (seed, epoch, clip).
+        single_frames: train on single labelled frames in random order instead of whole clips; see FrameItems.
         seed: of the mirror.
         max_seconds: longest sound that is read.
     """
@@ -81,6 +82,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         cache_dir: str | Path | None,
         crop: bool,
         flip: bool,
+        single_frames: bool,
         seed: int,
         max_seconds: float,
     ) -> None:
@@ -104,6 +106,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         self.audio = audio
         self.max_seconds = max_seconds
         self.flip = flip
+        self.single_frames = single_frames
         self.seed = seed
         self.placement = Placement(height, width, crop=crop)
         self.cache = LogMelCache(cache_dir, self.front_end)
@@ -131,14 +134,24 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         Raises:
             DataError: a file of it is missing, broken or unsafe; the message names the file and the line of the table.
         """
+        return self.read_item(index, draw=index)
+
+    def read_item(self, index: int, *, draw: int, frame: int | None = None) -> dict[str, Any]:
+        """Read one clip, or one labelled frame of it as an item of one frame, mirrored or not.
+
+        Args:
+            index: of the clip.
+            draw: number of the item, from which the mirror is drawn.
+            frame: of the clip; None for all.
+        """
         clip = self.clips[index]
         try:
-            item = self.read_clip(clip)
+            item = self.read_clip(clip) if frame is None else self._read_frame(clip, frame)
         except DataError as error:
             if clip.row.location in str(error):
                 raise
             raise DataError(f"{clip.row.location}: {error}") from error
-        if self.flip and self.split == "train" and self._mirrored(index):
+        if self.flip and self.split == "train" and self._mirrored(draw):
             item["frames"], item["masks"] = item["frames"].flip(-1), item["masks"].flip(-1)
         return item
 
@@ -164,6 +177,19 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
             "masks": masks,
             "gt_temporal_mask_flag": _flag(labelled, self.num_frames),
             "vid_temporal_mask_flag": _flag(real, self.num_frames),
+            "name": clip.name,
+        }
+
+    def _read_frame(self, clip: Clip, frame: int) -> dict[str, Any]:
+        roots = self.roots()
+        pixels = read_frame(inside(roots["frames"], clip.frames[frame], clip.row.location), self.placement)
+        mask = self.read_mask(inside(roots["masks"], clip.masks[frame], clip.row.location))
+        return {
+            "frames": normalise(pixels[None].copy()),
+            "log_mel": self.read_log_mel(clip)[frame : frame + 1],
+            "masks": torch.tensor(mask)[None],
+            "gt_temporal_mask_flag": torch.ones(1),
+            "vid_temporal_mask_flag": torch.ones(1),
             "name": clip.name,
         }
 

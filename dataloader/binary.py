@@ -32,6 +32,7 @@ class BinaryDataset(AudioVisualDataset):
         num_labelled_frames: number of labelled frames, from the first; None = as AVSBench labels this split.
         cache_dir: for computed log-mels; None = `log_mel_cache` beside `dir_audio_wav`.
         flip: mirror training clips at random.
+        single_frames: train on single labelled frames, see FrameItems.
         seed: of the mirror.
         max_seconds: longest sound that is read.
     """
@@ -54,6 +55,7 @@ class BinaryDataset(AudioVisualDataset):
         num_labelled_frames: int | None = None,
         cache_dir: str | None = None,
         flip: bool = False,
+        single_frames: bool = False,
         seed: int = 0,
         max_seconds: float = MAX_SECONDS,
     ) -> None:
@@ -69,6 +71,7 @@ class BinaryDataset(AudioVisualDataset):
             cache_dir=cache_dir if cache_dir is not None else wav.parent / "log_mel_cache",
             crop=False,
             flip=flip,
+            single_frames=single_frames,
             seed=seed,
             max_seconds=max_seconds,
         )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from dataloader.frame_items import FrameItems
 from utils.registry import DATASETS, build
 from utils.reproducibility import step_seed
 
@@ -148,10 +149,11 @@ class DataModule:
             split: 'train', 'val' or 'test'.
             shuffle: True for the order of training, False for the order of the table.
         """
-        dataset = self.dataset(split)
+        clips = self.dataset(split)
+        dataset: AudioVisualDataset | FrameItems = FrameItems(clips) if clips.single_frames and shuffle else clips
         batches = _EpochBatches(
             dataset,
-            dataset.batch_size,
+            clips.batch_size,
             shuffle=shuffle,
             seed=self.seed,
             drop_last=self.drop_last and shuffle,
@@ -172,7 +174,7 @@ class DataModule:
 class _EpochBatches(ClipBatchSampler):
     """Passes the epoch on to the data set, for its random mirrors."""
 
-    def __init__(self, dataset: "AudioVisualDataset", batch_size: int, **options: Any) -> None:
+    def __init__(self, dataset: "AudioVisualDataset | FrameItems", batch_size: int, **options: Any) -> None:
         super().__init__(len(dataset), batch_size, **options)
         self.dataset = dataset
 

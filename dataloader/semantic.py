@@ -47,6 +47,7 @@ class AVSSDataset(AudioVisualDataset):
         front_end: of the audio encoder.
         cache_dir: for computed log-mels; None = `log_mel_cache` in `dir_base`.
         flip: mirror training clips at random.
+        single_frames: train on single labelled frames, see FrameItems.
         seed: of the mirror.
         max_seconds: longest sound that is read.
     """
@@ -71,6 +72,7 @@ class AVSSDataset(AudioVisualDataset):
         front_end: str = "vggish",
         cache_dir: str | None = None,
         flip: bool = False,
+        single_frames: bool = False,
         seed: int = 0,
         max_seconds: float = MAX_SECONDS,
     ) -> None:
@@ -87,6 +89,7 @@ class AVSSDataset(AudioVisualDataset):
             cache_dir=cache_dir if cache_dir is not None else Path(dir_base) / "log_mel_cache",
             crop=crop_img_and_mask and split == "train",
             flip=flip,
+            single_frames=single_frames,
             seed=seed,
             max_seconds=max_seconds,
         )

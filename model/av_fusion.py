@@ -67,7 +67,7 @@ class AVFusion(nn.Module):
         super().__init__()
         if not 1 <= num_layers <= 4:
             raise ValueError(f"AVFusion has 1 to 4 layers, one per scale; got num_layers={num_layers}")
-        self.temporal = temporal
+        self.temporal = self.couples_frames = temporal
         self.num_frames = num_frames
         self.layers = nn.ModuleList(AudioVisualLayer(embed_dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
         self.downsample = (

@@ -72,6 +72,12 @@ class AVSModel(nn.Module):
             ValueError: shapes do not fit together.
         """
         _check(log_mel, frames, getattr(self.audio_encoder, "input_shape", None))
+        if frame_indices is not None and not self._couples_frames():
+            # The other frames have no influence on these: leave them out from the start.
+            log_mel, frames = log_mel[frame_indices], frames[frame_indices]
+            embedding, frame_mask = (x if x is None else x[frame_indices] for x in (embedding, frame_mask))
+            features = None if features is None else [x[frame_indices] for x in features]
+            frame_indices = None
         if embedding is None:
             embedding = self.audio_encoder(log_mel)
         features = self._features(frames, frame_mask) if features is None else _mask_frames(features, frame_mask)
@@ -84,6 +90,10 @@ class AVSModel(nn.Module):
         mask = frame_mask if frame_mask is None or frame_indices is None else frame_mask[frame_indices]
         logits, mask_feature = _mask_frames([out.logits, out.mask_feature], mask)
         return ModelOutput(logits, mask_feature, out.aux_loss)
+
+    def _couples_frames(self) -> bool:
+        """Whether frames influence each other, by the head's blocks or by batch statistics."""
+        return any(norm.training for norm in self._batch_norms) or getattr(self.head, "couples_frames", True)
 
     def _features(self, frames: Tensor, frame_mask: Tensor | None) -> list[Tensor]:
         """The backbone's maps (N, channels[l], H_l, W_l), zero for padded frames, which the backbone skips."""

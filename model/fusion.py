@@ -33,6 +33,8 @@ class CrossModalMixer(nn.Module):
         dropout: dropout rate of the gates, before the sigmoid.
     """
 
+    couples_frames = False
+
     def __init__(self, embed_dim: int = 256, num_heads: int = 8, qkv_bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -131,6 +133,11 @@ class DualAttentionMoE(nn.Module):
             )
         # rows: channel branch, spatial branch
         self.branch_score = nn.Linear(2 * embed_dim, 2) if branches == "both" else None
+
+    @property
+    def couples_frames(self) -> bool:
+        """In training, by the balance loss."""
+        return self.training
 
     def forward(self, mask_feature: Tensor, audio_tokens: Tensor) -> FusionOutput:
         """Mask feature (N, C, H, W) and audio tokens (N, A, C) -> fused feature (N, C, H, W), balance loss."""

@@ -72,6 +72,12 @@ class SegHead(nn.Module):
         initialise(self)
         nn.init.normal_(self.level_embed)
 
+    @property
+    def couples_frames(self) -> bool:
+        """Whether frames influence each other, or share a loss in training; True for blocks that do not say."""
+        blocks = [block for block in (self.query_generator, self.fusion_block) if block is not None]
+        return any(getattr(block, "couples_frames", True) for block in blocks)
+
     def forward(
         self,
         features: Sequence[Tensor],

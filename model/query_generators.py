@@ -50,6 +50,8 @@ class RepeatGenerator(nn.Module):
         num_queries: Q.
     """
 
+    couples_frames = False
+
     def __init__(self, num_queries: int = 300) -> None:
         super().__init__()
         self.num_queries = num_queries
@@ -70,6 +72,8 @@ class AttentionGenerator(nn.Module):
         num_heads: attention heads.
         ffn_dim: width of the feed-forward blocks.
     """
+
+    couples_frames = False
 
     def __init__(
         self,
@@ -127,6 +131,7 @@ class EncoderDecoderGenerator(nn.Module):
             raise ValueError(f"query_init is 'repeat' or 'learned', got {query_init!r}")
         self.num_queries = num_queries
         self.av_fusion = av_fusion
+        self.couples_frames = av_fusion is not None and getattr(av_fusion, "couples_frames", True)
         self.query = nn.Embedding(num_queries, embed_dim) if query_init == "learned" else None
         self.decoder = nn.ModuleList(QueryLayer(embed_dim, num_heads, ffn_dim) for _ in range(num_layers))
         self.layer_mix = nn.Linear(num_layers, 1)

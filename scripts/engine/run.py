@@ -16,7 +16,7 @@ from dataloader.data_module import DataModule
 from model import build_model
 from model.checkpoint import check_weights
 from model.criterion import build_criterion
-from model.pretrained import load_pretrained
+from model.pretrained import fetch_missing, load_pretrained
 from scripts.engine.fabric import (
     accelerator,
     all_reduce,
@@ -134,6 +134,10 @@ class Run:
         self.metrics = TaskMetrics(cfg.task, num_classes)
         self.criterion = build_criterion(cfg.loss, num_classes)
         self.model = build_model(cfg.model)
+        if self.data.dataset("train").single_frames and any(
+            getattr(m, "temporal", False) for m in self.model.modules()
+        ):
+            raise ConfigError("dataset.train.single_frames=True and av_fusion.temporal=True exclude each other.")
         build_optimizer(cfg.optimizer, self.model)  # its options are checked before anything is read
         order = {
             "dataset.train.batch_size": self.data.dataset("train").batch_size,
@@ -144,6 +148,7 @@ class Run:
         self.position = Position(order=order, precision=self.process.precision)
         self.best = BestWeights(folder, BEST_FILES[cfg.task])
         if found is None:
+            fetch_missing(cfg.model)
             load_pretrained(self.model, cfg.model)
         else:
             path, checkpoint = found

@@ -121,3 +121,27 @@ def test_a_split_that_the_config_lacks_is_named(drawn: Path, splits: Splits) -> 
     data = DataModule({"dataset": configs, "process": {}})
     with pytest.raises(ConfigError, match=r"dataset\.test"):
         data.dataset("test")
+
+
+def test_single_frames_are_items_of_their_own(drawn: Path, splits: Splits) -> None:
+    whole = module(drawn, splits)
+    single = module(drawn, splits, single_frames=True, flip=True)
+    loader = single.loader("train", shuffle=True)
+    batches = list(loader)
+    clips = {item["name"]: item for item in (whole.dataset("train")[i] for i in range(4))}
+    assert sum(len(batch["name"]) for batch in batches) == 4 * 5 and batches[0]["frames"].shape[:2] == (2, 1)
+    seen = set()
+    for batch in batches:
+        for name, frames, masks, log_mel in zip(
+            batch["name"], batch["frames"], batch["masks"], batch["log_mel"], strict=True
+        ):
+            clip = clips[name]
+            found = [t for t in range(5) if torch.equal(clip["log_mel"][t], log_mel[0])]
+            plain = [t for t in found if torch.equal(clip["frames"][t], frames[0])]
+            mirrored = [t for t in found if torch.equal(clip["frames"][t].flip(-1), frames[0])]
+            assert plain or mirrored
+            at = (plain or mirrored)[0]
+            assert torch.equal(masks[0], clip["masks"][at] if plain else clip["masks"][at].flip(-1))
+            seen.add((name, at))
+    assert len(seen) > 10, "frames of all clips appear"
+    assert single.loader("val").dataset is single.dataset("val"), "evaluation sees whole clips"

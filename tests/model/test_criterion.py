@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from model.criterion import build_criterion, dice_loss
+from model.criterion import bce_dice_loss, bce_loss, build_criterion, dice_loss
 from utils.errors import ConfigError
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "losses_metrics.npz"
@@ -167,3 +167,14 @@ def test_shapes_that_do_not_fit_are_refused():
         build_criterion({}, 5)(out, masks[:, ::2, ::2])
     with pytest.raises(ValueError, match=r"label_mask of shape \(2,\)"):
         build_criterion({}, 5)(out, masks, torch.ones(2))
+
+
+def test_bce_with_dice_has_a_gradient_in_a_frame_without_object() -> None:
+    logits = torch.zeros(2, 4, 4, requires_grad=True)
+    target = torch.zeros(2, 4, 4)
+    target[1, :2] = 1
+    loss = bce_dice_loss(logits, target)
+    torch.testing.assert_close(loss, 2 * bce_loss(logits, target) + dice_loss(logits, target, smooth=0.5))
+    (only_dice,) = torch.autograd.grad(dice_loss(logits, target)[0], logits)
+    (both,) = torch.autograd.grad(loss[0], logits)
+    assert only_dice[0].abs().max() < 1e-3 < both[0].min()

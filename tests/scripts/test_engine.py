@@ -3,7 +3,6 @@
 import itertools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -299,7 +298,7 @@ def test_an_epoch_goes_on_only_in_its_own_order() -> None:
 def test_stamps_data_of_other_options_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stamps.json").write_text(json.dumps({"kinds": 24, "size": 128, "clips": [6, 1, 1]}))
     (tmp_path / "table.csv").touch()
-    cfg = SimpleNamespace(dataset={"train": {"anno_csv": str(tmp_path / "table.csv")}})
+    cfg = {"dataset": {"train": {"anno_csv": str(tmp_path / "table.csv")}}}
     refuse_other_stamps(cfg, {"tasks": ["ms3"], "kinds": 24, "clips": (6, 1, 1)})
     with pytest.raises(DataError, match=r"made with kinds=24, and the config says stamps\.kinds=12"):
         refuse_other_stamps(cfg, {"kinds": 12})

@@ -104,9 +104,7 @@ def test_a_part_that_is_complete_is_checked_and_kept(server: Server, tmp_path: P
 
 
 def test_without_an_answer_one_sentence_says_how_to_bring_the_file(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(
-        DownloadError, match=r"/absent could not be fetched .*curl -L -o x\.pth .*put the file at"
-    ):
+    with pytest.raises(DownloadError, match=r"/absent could not be fetched .*curl -L -o x\.pth .*put the file at"):
         download(url(server, "/absent"), tmp_path / "x.pth")
     with pytest.raises(DownloadError, match="could not be fetched"):
         download("http://127.0.0.1:1/x", tmp_path / "x.pth")

@@ -1,4 +1,4 @@
-"""A small MoDAT on pretrained, frozen eyes and ears: EfficientNet-Lite0 and aiSFX, C = 128."""
+"""A small MoDAT on pretrained, frozen eyes and ears: EfficientNet-Lite0 and aiSFX, C = 96."""
 
 model = dict(
     type="MoDAT",
@@ -25,8 +25,8 @@ model = dict(
             encoder=dict(num_layers=2, layer=dict(ffn_dim=256, dropout=0.0, num_heads=4)),
             decoder=dict(num_layers=2, layer=dict(ffn_dim=256, dropout=0.0, num_heads=4)),
         ),
-        mask_head=dict(type="MaskPredictor", hidden_dim=256, head_dims=(32, 16)),
+        mask_head=dict(type="MaskPredictor", hidden_dim=128, head_dims=(32, 16)),
     ),
-    embed_dim=128,
+    embed_dim=96,
     num_frames=5,
 )
