@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "tiny.py"
-    path.write_text(f'_base_ = ["{ROOT}/config/ms3/MoDAT_pvt2_b0_ms3_stamps.py"]\n')
+    path.write_text(f'_base_ = ["{ROOT}/config/ms3/MoDAT_pvt2_b0_ms3_stamps_scratch.py"]\n')
     return str(path)
 
 

@@ -27,7 +27,11 @@ def test_every_shipped_config_takes_a_training_step(path: str) -> None:
     criterion = build_criterion(cfg.loss, num_classes=cfg.model.head.num_classes)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=cfg.optimizer.lr)
     masks = (torch.rand(2, 64, 64) > 0.7).to(torch.uint8)
-    losses = criterion(model(torch.randn(2, 1, 96, 64), torch.randn(2, 3, 64, 64)), masks, torch.tensor([1.0, 0.0]))
+    losses = criterion(
+        model(torch.randn(2, *model.audio_encoder.input_shape), torch.randn(2, 3, 64, 64)),
+        masks,
+        torch.tensor([1.0, 0.0]),
+    )
     before = model.audio_proj.weight.clone()
     losses["total"].backward()
     optimizer.step()

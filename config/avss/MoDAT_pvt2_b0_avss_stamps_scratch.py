@@ -1,4 +1,4 @@
-"""bash train.sh avss config/avss/MoDAT_pvt2_b0_avss_stamps.py"""
+"""bash train.sh avss config/avss/MoDAT_pvt2_b0_avss_stamps_scratch.py"""
 
 _base_ = [
     "../_base_/models/modat_pvt2_b0_small.py",
