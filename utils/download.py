@@ -179,8 +179,7 @@ def _explain_write_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DownloadError(
-            f"{target} cannot be written ({error.strerror or error}): make room or another folder of that name, and "
-            "try again."
+            f"{target} cannot be written ({error.strerror or error}): make room, or make the folder writable."
         ) from error
 
 
