@@ -39,7 +39,8 @@ class ProcessConfig:
         seed: of weights, data order and all draws.
         precision: '32', 'bf16' or '16' (the latter two mixed), or 'auto': what this device computes fastest of the
             first two.
-        devices: processes per machine, 'auto' for one per GPU.
+        devices: processes per machine, 'auto' for one per GPU and one on a CPU; or a dictionary with the keys 'cpu' and
+            'gpu'.
         num_nodes: machines.
         strategy: 'auto', 'ddp', 'fsdp', or another strategy of Lightning Fabric.
         accumulate: batches per optimizer step, all of equal weight.
@@ -69,7 +70,7 @@ class ProcessConfig:
     work_dir: str = "work_dir"
     seed: int = 0
     precision: str = "32"
-    devices: int | str = "auto"
+    devices: int | str | dict[str, Any] = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
     accumulate: int = 1

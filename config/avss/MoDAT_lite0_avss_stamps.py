@@ -7,4 +7,4 @@ _base_ = [
 ]
 
 model = dict(head=dict(num_classes=71), num_frames=10)
-dataset = dict(train=dict(batch_size=20, single_frames=True))
+dataset = dict(train=dict(batch_size=10, single_frames=True))

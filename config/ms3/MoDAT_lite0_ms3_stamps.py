@@ -6,4 +6,4 @@ _base_ = [
     "../_base_/schedules/stamps_frozen.py",
 ]
 
-dataset = dict(train=dict(batch_size=20, single_frames=True))
+dataset = dict(train=dict(batch_size=10, single_frames=True))

@@ -6,5 +6,5 @@ _base_ = [
     "../_base_/schedules/stamps_frozen.py",
 ]
 
-dataset = dict(train=dict(batch_size=20, single_frames=True))  # 600 labelled frames per epoch
+dataset = dict(train=dict(batch_size=10, single_frames=True))  # 600 labelled frames per epoch
 process = dict(train_epochs=15, freeze_epochs=15, start_eval_epoch=4, eval_interval=5)

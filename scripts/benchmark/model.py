@@ -4,7 +4,8 @@
     python -m scripts.benchmark.model --quick                  # a few minutes
     python -m scripts.benchmark.model --frames 1 5 10 --size 224 384 --json benchmark.json
     python -m scripts.benchmark.model --device cuda --precision 32 tf32 bf16 --compile
-    python -m scripts.benchmark.model --sections shared --config config/ms3/MoDAT_pvt2_b0_ms3_stamps_scratch.py --size 128
+    python -m scripts.benchmark.model --sections shared --size 128 \\
+        --config config/ms3/MoDAT_pvt2_b0_ms3_stamps_scratch.py
 
 'published' is model/reference.py: the same weights and outputs (checked first), computed with dense dispatch, expert by
 expert, and so on; on a CPU in float32 only. Each measurement runs in a separate process. On a CPU both formulations run

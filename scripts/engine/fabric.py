@@ -64,11 +64,23 @@ def processes(process: Mapping[str, Any], accelerator: str) -> tuple[int, int]:
         nodes = int(environment.get("SLURM_NNODES", 1))
         return int(environment["SLURM_NTASKS"]) // nodes, nodes
     devices = process["devices"]
+    if isinstance(devices, Mapping):
+        devices = devices.get(accelerator, "auto")
     if devices == "auto":
         devices = torch.cuda.device_count() if accelerator == "gpu" else 1
     if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
-        raise ConfigError(f"process.devices={devices!r}: give 'auto' or a number of processes per machine, 1 or more.")
+        raise ConfigError(
+            f"process.devices={devices!r}: give 'auto', a number of processes per machine from 1 up, or "
+            "a dictionary with one of them for 'cpu' and 'gpu'."
+        )
     return devices, int(process["num_nodes"])
+
+
+def share_cores(fabric: Fabric, local_processes: int) -> None:
+    """Limit the threads of a process on a CPU to its share of the cores; threads beyond it slow all processes down."""
+    if fabric.device.type == "cpu" and local_processes > 1:
+        share = max(1, len(os.sched_getaffinity(0)) // local_processes)
+        torch.set_num_threads(min(torch.get_num_threads(), share))
 
 
 def build_strategy(name: str, accelerator: str, world_size: int) -> str | Strategy:

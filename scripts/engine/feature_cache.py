@@ -24,17 +24,19 @@ class FrozenFeatures:
         network: (T, ...) -> (T, ...), or a list of such.
         folder: of the cache; each set of weights has its own folder below it. None keeps nothing on disk.
         in_memory: also keep in memory what was read, for small features.
+        per_frame: compute and keep the features of each frame by itself, so that clips and single frames share them.
     """
 
-    def __init__(self, network: nn.Module, folder: Path | None, *, in_memory: bool) -> None:
+    def __init__(self, network: nn.Module, folder: Path | None, *, in_memory: bool, per_frame: bool = False) -> None:
         self.network = network
         self.folder = None if folder is None else folder / weights_hash(network)
         self.in_memory = in_memory
+        self.per_frame = per_frame
         self._memory: dict[str, list[Tensor]] = {}
 
     def __call__(self, clips: Tensor) -> list[Tensor]:
         """Inputs of clips (B, T, ...) -> the outputs of the network, (B * T, ...) float32 each, on the same device."""
-        found = [self._features(clip) for clip in clips]
+        found = [self._features(clip) for clip in (clips.flatten(0, 1).unsqueeze(1) if self.per_frame else clips)]
         return [torch.cat(maps).to(clips.device) for maps in zip(*found, strict=True)]
 
     def _features(self, clip: Tensor) -> list[Tensor]:
@@ -89,9 +91,9 @@ class KnownFeatures:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """A name that identifies a module's weights."""
+    """A name that identifies a module's weights and constants."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted({**module.state_dict(), **dict(module.named_buffers())}.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

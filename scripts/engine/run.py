@@ -25,6 +25,7 @@ from scripts.engine.fabric import (
     full_weights,
     load_optimizer,
     processes,
+    share_cores,
 )
 from scripts.engine.feature_cache import FrozenFeatures, KnownFeatures
 from scripts.engine.folder import empty, open_log, prepare_folder, quiet_lightning, refuse_broken_data
@@ -189,6 +190,7 @@ class Run:
     def fit(self, console: Console, *, title: str = "") -> None:
         """Train all epochs that are left."""
         self.fabric.launch()
+        share_cores(self.fabric, processes(self.process, accelerator())[0])
         train_loader, val_loader = self._loaders()
         self._set_up(batches=len(train_loader))
         if self.fabric.global_rank == 0:
@@ -258,7 +260,9 @@ class Run:
         whole = not process.compile and not isinstance(self.fabric.strategy, FSDPStrategy)
         folder, embeddings, maps = Path(process.work_dir), None, None
         if process.cache_features and self.model.audio_encoder.frozen and whole:
-            embeddings = FrozenFeatures(self.model.audio_encoder, folder / ".audio_cache", in_memory=True)
+            embeddings = FrozenFeatures(
+                self.model.audio_encoder, folder / ".audio_cache", in_memory=True, per_frame=True
+            )
         if process.cache_backbone and self.frozen and whole:
             maps = FrozenFeatures(self.model.backbone, folder / ".backbone_cache", in_memory=False)
         return KnownFeatures(embeddings, maps)
@@ -275,8 +279,12 @@ class Run:
             )
         dataset, device = self.data.dataset("train"), self.fabric.device
         encode = self.known.embeddings or FrozenFeatures(self.model.audio_encoder, None, in_memory=False)
-        log_mels = (dataset.read_log_mel(clip).to(device) for clip in dataset.clips)
-        norm.fit(encode(log_mel[None])[0] for log_mel in log_mels)
+        clips = len(dataset.clips)
+        found: list[Tensor] = [torch.empty(0)] * clips
+        first = clips * self.fabric.global_rank // self.fabric.world_size
+        for index in (*range(first, clips), *range(first)):  # processes start apart, and find each other's on disk
+            found[index] = encode(dataset.read_log_mel(dataset.clips[index])[None].to(device))[0]
+        norm.fit(found)
 
     def _train_epoch(self, loader: DataLoader[Batch]) -> None:
         position, schedule = self.position, self.schedule

@@ -310,6 +310,8 @@ def test_devices_come_from_torchrun_and_slurm_where_they_started_the_process(mon
         monkeypatch.delenv(name, raising=False)
     assert processes(process, "cpu") == (3, 2)
     assert processes(vars(ProcessConfig()), "cpu") == (1, 1)
+    both = vars(ProcessConfig(devices={"cpu": 2, "gpu": 1}))
+    assert (processes(both, "cpu"), processes(both, "gpu")) == ((2, 1), (1, 1))
     for name, value in (("SLURM_NTASKS", "16"), ("SLURM_NNODES", "4"), ("SLURM_JOB_NAME", "train")):
         monkeypatch.setenv(name, value)
     assert processes(process, "gpu") == (4, 4)

@@ -5,7 +5,8 @@ _base_ = "../default_runtime.py"
 optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.01)
 loss = dict(type="SegmentationLoss", mask_loss="bce_dice", mask_weight=1.0, mix_weight=0.1)
 process = dict(
-    num_workers=1,
+    devices=dict(cpu=2, gpu=1),  # two processes of one thread each are faster than one of two
+    num_workers=0,
     train_epochs=3,
     freeze_epochs=3,
     cache_backbone=True,
