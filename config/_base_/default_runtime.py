@@ -1,7 +1,6 @@
-"""What a run uses and writes, whatever it learns: devices, precision, seed, data workers, logging."""
+"""What a run uses and writes, whatever it learns: precision, seed, data workers, logging; all devices by default."""
 
 process = dict(
-    devices="auto",
     num_nodes=1,
     strategy="auto",
     precision="32",
