@@ -1,4 +1,7 @@
-"""bash train.sh avss config/avss/AVSegFormer_pvt2_avss.py"""
+"""bash train.sh avss config/avss/AVSegFormer_pvt2_avss.py
+
+Published: mIoU 37.31, F 42.8. 30 epochs; run time not measured here, for want of the data and a GPU.
+"""
 
 _base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/avss.py", "../_base_/schedules/avss.py"]
 

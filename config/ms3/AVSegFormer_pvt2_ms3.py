@@ -1,4 +1,7 @@
-"""bash train.sh ms3 config/ms3/AVSegFormer_pvt2_ms3.py"""
+"""bash train.sh ms3 config/ms3/AVSegFormer_pvt2_ms3.py
+
+Published: mIoU 61.33, F 73.0. 60 epochs; run time not measured here, for want of the data and a GPU.
+"""
 
 _base_ = ["../_base_/models/avsegformer.py", "../_base_/datasets/ms3.py", "../_base_/schedules/ms3.py"]
 
