@@ -1,6 +1,7 @@
 """bash train.sh avss config/avss/MoDAT_pvt2_b0_avss_stamps_scratch.py
 
-Everything from random weights. Measured in an earlier version: validation mIoU 1.5 after 4 of the 8 epochs; 8 were not run.
+Everything from random weights.
+Measured in an earlier version: validation mIoU 1.5 after 4 of the 8 epochs; 8 were not run.
 """
 
 _base_ = [
