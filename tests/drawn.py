@@ -17,7 +17,7 @@ CLIPS = (4, 3, 3)
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with 4/3/3 clips a task of 48 pixels; do not change it."""
+    """A data folder with 4/3/3 clips per task, 48 pixels; do not change it."""
     root = tmp_path_factory.mktemp("drawn")
     library = drawn_library(4, seed=0)
     names = [kind.name for kind in library.kinds]

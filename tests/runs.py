@@ -64,7 +64,7 @@ def dataset_cfg(data: Path, task: str, **common: Any) -> dict[str, dict[str, Any
     """The `dataset` section for drawn data; `common` goes into every split."""
     base = data / layouts.FOLDERS[task]
     if task == "avss":
-        places: dict[str, Any] = {
+        paths: dict[str, Any] = {
             "type": "AVSSDataset",
             "meta_csv_path": str(base / "metadata.csv"),
             "label_idx_path": str(base / "label2idx.json"),
@@ -72,14 +72,14 @@ def dataset_cfg(data: Path, task: str, **common: Any) -> dict[str, dict[str, Any
             "crop_img_and_mask": False,
         }
     else:
-        places = {
+        paths = {
             "type": {"s4": "S4Dataset", "ms3": "MS3Dataset"}[task],
             "anno_csv": str(base / f"{task}_meta_data.csv"),
             "dir_img": str(base / f"{task}_data/visual_frames"),
             "dir_audio_log_mel": str(base / f"{task}_data/audio_log_mel"),
             "dir_mask": str(base / f"{task}_data/gt_masks"),
         }
-    return {split: {**places, **common, "split": split} for split in ("train", "val", "test")}
+    return {split: {**paths, **common, "split": split} for split in ("train", "val", "test")}
 
 
 def write_config(

@@ -115,7 +115,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "mask links outside": (lambda r: outside(r, mask(r)), "masks", r"outside the data in .*gt_masks"),
     "sound missing": (lambda r: wav(r).unlink(), "sound", rf"sound is missing, both .*{NAME}\.pkl and .*{NAME}\.wav"),
     "sound empty": (lambda r: wav(r).write_bytes(b""), "sound", rf"the sound .*{NAME}\.wav cannot be read"),
-    "sound is no sound": (lambda r: wav(r).write_text("mp3?"), "sound", rf"{NAME}\.wav cannot be read"),
+    "sound is not audio": (lambda r: wav(r).write_text("mp3?"), "sound", rf"{NAME}\.wav cannot be read"),
     "sound truncated": (lambda r: cut(wav(r), 0.3), "sound", rf"{NAME}\.wav"),
     "sound too short": (short_sound, "sound", r"lasts 1\.00 s, but 5 frames need 4\.8"),
     "sound too long": (endless_sound, "sound", "announces 90 s, more than max_seconds=60"),

@@ -79,9 +79,9 @@ def test_a_frame_has_a_mask_just_when_its_window_is_audible(shapes: Library, fra
 def test_vggish_hears_the_right_thing_in_each_frame() -> None:
     """Two pure tones: the loudest mel band of a frame's window is that of the object its mask shows."""
     time_axis = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
-    picture = Image.new("RGBA", (40, 40), (200, 30, 30, 255))
+    image = Image.new("RGBA", (40, 40), (200, 30, 30, 255))
     tones = [np.sqrt(2) * np.sin(2 * np.pi * pitch * time_axis).astype(np.float32) for pitch in (300.0, 3000.0)]
-    pair = Library([Kind(f"tone-{n}", picture, tone) for n, tone in enumerate(tones)], [Image.new("RGB", (64, 64))] * 4)
+    pair = Library([Kind(f"tone-{n}", image, tone) for n, tone in enumerate(tones)], [Image.new("RGB", (64, 64))] * 4)
     seen = set()
     for scene in scenes(pair, Recipe(frames=5, objects=(0.0, 1.0), sounding=(1.0,), steady=False)):
         mel = log_mel(scene.sound, SAMPLE_RATE)[:, 0].mean(1)
