@@ -124,7 +124,7 @@ def save_sheet(path: str | Path, rows: Sequence[SheetRow], *, classes: Sequence[
         mel.set_xticks([])
     for cell, column in zip(axes[0], COLUMNS, strict=True):
         cell.set_title(column, fontsize=10)
-    axes[-1][3].set_xlabel("0 to 0.96 s, 125 to 7500 Hz", fontsize=7)
+    axes[-1][3].set_xlabel("0 to 0.96 s, low to high", fontsize=7)
     if title:
         figure.suptitle(title, fontsize=11, y=1 - 0.2 / height)
     if semantic:
