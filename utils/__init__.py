@@ -1,1 +1,1 @@
-"""Everything around the model: configuration, losses, metrics, checkpoints, training and pictures."""
+"""The ground that everything stands on: errors, registry, config, files, metrics, schedules, runtime."""
