@@ -79,10 +79,14 @@ class TimmBackbone(nn.Module):
 
 def _conversion(pretrained_cfg: Mapping[str, Any]) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Scale and shift, (3, 1, 1) each, from ImageNet's normalisation to the network's; None where they are the same."""
-    from_mean, from_std = (torch.tensor(x, dtype=torch.float64) for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    mean = torch.tensor(pretrained_cfg.get("mean", IMAGENET_DEFAULT_MEAN), dtype=torch.float64)
-    std = torch.tensor(pretrained_cfg.get("std", IMAGENET_DEFAULT_STD), dtype=torch.float64)
-    if torch.equal(mean, from_mean) and torch.equal(std, from_std):
+    given = (
+        tuple(pretrained_cfg.get("mean", IMAGENET_DEFAULT_MEAN)),
+        tuple(pretrained_cfg.get("std", IMAGENET_DEFAULT_STD)),
+    )
+    mean, std, from_mean, from_std = (
+        torch.tensor(x, dtype=torch.float64) for x in (*given, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
+    if given == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
         return None, None
     return (from_std / std).float()[:, None, None], ((from_mean - mean) / std).float()[:, None, None]
 

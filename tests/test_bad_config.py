@@ -26,7 +26,7 @@ MISTAKES = [
     ("process.lr_schedule={'type':'cosine','warmup':3}", "did you mean 'warmup_steps'"),
     ("process.lr_scaling=sqrt", "process.lr_scaling='sqrt'"),
     ("process.matmul_precision=low", "process.matmul_precision='low'"),
-    ("process.devices=0", "process.devices=0: give 'auto' or a number"),
+    ("process.devices=0", "process.devices=0: give 'auto', a number"),
     ("process.strategy=fsdp process.clip_grad_norm=1", "process.strategy='fsdp' cannot limit the gradient's norm"),
     ("process.strategy=zero", "process.strategy='zero'"),
     ("process.seed=-1", "process.seed=-1 must be a whole number, 0 or more"),

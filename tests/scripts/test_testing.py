@@ -36,7 +36,7 @@ def test_avss_is_scored_by_class_and_its_masks_are_saved(
     assert truth["miou"] == pytest.approx(len(present) / 71) and 2 < len(present) < 8
     # Every clip has its ten frames counted, padding as background, and every real frame has a label outside training.
     assert truth["per_class"]["background"]["frames"] == 10 * len(dataset)
-    assert (tmp_path / "pictures/test.png").stat().st_size > 0
+    assert (tmp_path / "images/test.png").stat().st_size > 0
 
     saved = list((tmp_path / "masks").rglob("*.png"))
     assert len(saved) == sum(len(clip.frames) for clip in dataset.clips)
