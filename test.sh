@@ -11,7 +11,7 @@ usage: bash test.sh TASK CONFIG CHECKPOINT [options] [key=value ...]
   TASK          s4, ms3 or avss
   CONFIG        one of the configs below, or your own
   CHECKPOINT    weights, published or ours
-  --split S     train, val or test (default)
+  --split S     train, val, test (default) or unseen (stamps of other photographs and recordings)
   --audio A     real (default), silence, noise, or shuffled: each clip with the audio of another clip
   --save-masks  write the predicted masks in the layout of AVSBench
   --oracle      score the masks of all objects, sounding or not, instead of CHECKPOINT (stamps data)
