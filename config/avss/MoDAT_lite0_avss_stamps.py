@@ -1,4 +1,7 @@
-"""bash train.sh avss config/avss/MoDAT_lite0_avss_stamps.py"""
+"""bash train.sh avss config/avss/MoDAT_lite0_avss_stamps.py
+
+As its ms3 sibling; not measured yet.
+"""
 
 _base_ = [
     "../_base_/models/modat_lite0_small.py",

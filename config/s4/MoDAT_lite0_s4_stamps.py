@@ -1,4 +1,7 @@
-"""bash train.sh s4 config/s4/MoDAT_lite0_s4_stamps.py"""
+"""bash train.sh s4 config/s4/MoDAT_lite0_s4_stamps.py
+
+As its ms3 sibling; not measured yet.
+"""
 
 _base_ = [
     "../_base_/models/modat_lite0_small.py",
