@@ -61,11 +61,15 @@ def aisfx_length(patches: int, sample_rate: int) -> int:
 
 
 def front_end(name: str) -> FrontEnd:
-    """The front end of a name.
+    """The front end of a name; 'transformers:MODEL' is that of a model of transformers.
 
     Raises:
         ConfigError: an unknown name.
     """
+    if name.startswith("transformers:"):
+        from dataloader.transformers_features import transformers_front_end
+
+        return transformers_front_end(name.removeprefix("transformers:"))
     if name not in FRONT_ENDS:
         raise ConfigError(f"front_end={name!r} is not an audio front end: {suggestion(name, list(FRONT_ENDS))}")
     return FRONT_ENDS[name]

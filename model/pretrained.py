@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from model.aisfx import AiSFX
 from model.avs_model import AVSModel
 from model.checkpoint import backbone_to_ours, check_weights, read_file, read_state_dict
+from model.transformers_audio import TransformersAudio
 from utils.download import DownloadError, download, file_from_wheel
 from utils.errors import CheckpointError, ConfigError
 from utils.runtime import file_lock
@@ -135,7 +136,7 @@ def named_weights(cfg: Mapping[str, Any]) -> list[str]:
     """Files or catalogue names of pretrained weights in `config.model`."""
     backbone, audio = cfg.get("backbone") or {}, cfg.get("audio_encoder") or {}
     values = [backbone.get("weights"), audio.get("weights"), audio.get("pca_weights") if audio.get("pca") else None]
-    return [str(value) for value in values if value is not None and value != "timm"]
+    return [str(value) for value in values if value not in (None, "timm", "transformers")]
 
 
 def resolve_weights(value: str | Path) -> Path:
@@ -203,7 +204,8 @@ def load_pretrained(model: AVSModel, cfg: Mapping[str, Any]) -> None:
         cfg: `config.model`, of which these keys are read:
             `backbone.weights`: file (AVSBench's `pvt_v2_b5.pth`, `resnet50-19c8e357.pth`, EfficientNet-Lite's, or one
             of timm's), 'timm' for the weights that timm downloads, or None.
-            `audio_encoder.weights`: file (AVSBench's `vggish-10086976.pth`, or aiSFX's for `AiSFX`), or None.
+            `audio_encoder.weights`: file (AVSBench's `vggish-10086976.pth`, or aiSFX's for `AiSFX`), 'transformers'
+            for a `TransformersAudio`'s own, or None.
             `audio_encoder.pca_weights`: file of VGGish's PCA, needed with `audio_encoder.pca=True`.
 
     Raises:
@@ -216,7 +218,9 @@ def load_pretrained(model: AVSModel, cfg: Mapping[str, Any]) -> None:
     elif weights is not None:
         load_backbone(model.backbone, resolve_weights(weights))
     audio_cfg = cfg.get("audio_encoder") or {}
-    if audio_cfg.get("weights") is not None:
+    if audio_cfg.get("weights") == "transformers":
+        load_transformers_weights(model.audio_encoder)
+    elif audio_cfg.get("weights") is not None:
         load = load_aisfx if isinstance(model.audio_encoder, AiSFX) else load_vggish
         load(model.audio_encoder, resolve_weights(audio_cfg["weights"]))
     if audio_cfg.get("pca"):
@@ -240,6 +244,21 @@ def load_timm_weights(backbone: nn.Module) -> None:
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"model.backbone.weights='timm': {name!r} was not loaded: {error}") from error
     backbone.get_submodule("network").load_state_dict(pretrained.state_dict())
+
+
+def load_transformers_weights(encoder: nn.Module) -> None:
+    """Download transformers' weights into a `TransformersAudio`.
+
+    Raises:
+        ConfigError: another class.
+        CheckpointError: the download failed.
+    """
+    if not isinstance(encoder, TransformersAudio):
+        raise ConfigError(
+            f"model.audio_encoder.weights='transformers', but its type is {type(encoder).__name__}: "
+            "set type='TransformersAudio' and name."
+        )
+    encoder.load_own_weights()
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:

@@ -250,8 +250,10 @@ def _check_least(cfg: Config, key: str, least: int) -> None:
 
 def _set_front_end(cfg: Config) -> None:
     """Tell the data sets which front end the audio encoder needs, where it is not VGGish's."""
-    encoder = lookup(MODELS, (cfg.model.get("audio_encoder") or {}).get("type", "VGGish"))
-    front_end = getattr(encoder, "front_end", "vggish")
+    options = cfg.model.get("audio_encoder") or {}
+    encoder: Any = lookup(MODELS, options.get("type", "VGGish"))
+    of_options = getattr(encoder, "front_end_of", None)
+    front_end = of_options(options) if of_options is not None else getattr(encoder, "front_end", "vggish")
     if front_end != "vggish":
         for name in SPLITS:
             cfg.dataset[name].setdefault("front_end", front_end)
