@@ -71,14 +71,14 @@ def _build_head(
         "num_frames": num_frames,
     }
 
-    query_generator = _build_query_generator(options.pop("query_generator", None), sizes)
-    transformer = _build_transformer(options.pop("transformer", None), sizes)
     positional_encoding = build(
         MODELS,
         _with_type(options.pop("positional_encoding", {}), "SinePositionalEncoding"),
         where=f"{where}.positional_encoding",
         num_feats=embed_dim // 2,
     )
+    query_generator = _build_query_generator(options.pop("query_generator", None), sizes, positional_encoding)
+    transformer = _build_transformer(options.pop("transformer", None), sizes)
     pixel_decoder = build(
         MODELS, _with_type(options.pop("pixel_decoder", {}), "PixelDecoder"), where=f"{where}.pixel_decoder", **sizes
     )
@@ -106,13 +106,15 @@ def _build_head(
     return head
 
 
-def _build_query_generator(cfg: Mapping[str, Any] | None, sizes: Mapping[str, Any]) -> nn.Module:
+def _build_query_generator(
+    cfg: Mapping[str, Any] | None, sizes: Mapping[str, Any], positional_encoding: nn.Module
+) -> nn.Module:
     where = "model.head.query_generator"
     resolve(MODELS, cfg, where=where)
     options = dict(cfg or {})
     if options.get("av_fusion") is not None:
         options["av_fusion"] = build(MODELS, options["av_fusion"], where=f"{where}.av_fusion", **sizes)
-    generator: nn.Module = build(MODELS, options, where=where, **sizes)
+    generator: nn.Module = build(MODELS, options, where=where, positional_encoding=positional_encoding, **sizes)
     return generator
 
 

@@ -100,7 +100,7 @@ class SegHead(nn.Module):
         levels = [self.in_proj[index](features[index]) for index in self.valid_indices]
         shapes = tuple((level.shape[2], level.shape[3]) for level in levels)
 
-        queries, audio_tokens = self.query_generator(audio, levels, frame_mask)  # (N, Q, C), (N, A, C)
+        queries, audio_tokens, query_loss = self.query_generator(audio, levels, frame_mask)  # (N, Q, C), (N, A, C)
 
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (N, L, C)
         memory = self.transformer.encoder(tokens, self._position(shapes, tokens), shapes)  # (N, L, C)
@@ -110,6 +110,7 @@ class SegHead(nn.Module):
         aux_loss = mask_feature.new_zeros(())
         if self.fusion_block is not None:
             mask_feature, aux_loss = self.fusion_block(mask_feature, audio_tokens)
+        aux_loss = aux_loss + query_loss
 
         if frame_indices is not None:
             queries, memory = queries[frame_indices], memory[frame_indices]

@@ -26,6 +26,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mixer": {"fusion_block": {"_delete_": True, "type": "CrossModalMixer", "num_heads": 2}},
     "no fusion": {"fusion_block": None},
     "no learnable query": {"use_learnable_queries": False},
+    "diverse queries": {"query_generator": {"query_init": "learned", "diversity_weight": 0.1}},
+    "diverse attention": {
+        "query_generator": {"_delete_": True, "type": "AttentionGenerator", "num_heads": 2, "diversity_weight": 0.1}
+    },
+    "visual queries": {
+        "query_generator": {
+            "_delete_": True,
+            "type": "VisualQueryGenerator",
+            "num_layers": 1,
+            "num_scales": 3,
+            "num_heads": 2,
+            "diversity_weight": 0.1,
+            "av_fusion": {"type": "AVFusion", "num_heads": 2, "ffn_dim": 32},
+        }
+    },
 }
 """Changes of the head that `tiny` takes: every query generator, fusion block and policy."""
 
