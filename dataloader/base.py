@@ -66,6 +66,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         single_frames: train on single labelled frames in random order instead of whole clips; see FrameItems.
         seed: of the mirror.
         max_seconds: longest sound that is read.
+        sound_labels: what sounds and what is visible in each clip, see dataloader/off_screen.py.
     """
 
     task: ClassVar[str]
@@ -85,6 +86,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         single_frames: bool,
         seed: int,
         max_seconds: float,
+        sound_labels: str | None = None,
     ) -> None:
         """See the class."""
         if audio not in AUDIO_SOURCES:
@@ -105,6 +107,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         self.num_frames = num_frames
         self.audio = audio
         self.max_seconds = max_seconds
+        self.sound_labels = sound_labels
         self.flip = flip
         self.single_frames = single_frames
         self.seed = seed

@@ -35,6 +35,8 @@ class BinaryDataset(AudioVisualDataset):
         single_frames: train on single labelled frames, see FrameItems.
         seed: of the mirror.
         max_seconds: longest sound that is read.
+        sound_labels: JSON file with what sounds and what is visible in each clip, see `dataloader.off_screen`; None =
+            `sound_labels.json` beside the table where it exists.
     """
 
     columns: ClassVar[tuple[str | tuple[str, ...], ...]]
@@ -58,6 +60,7 @@ class BinaryDataset(AudioVisualDataset):
         single_frames: bool = False,
         seed: int = 0,
         max_seconds: float = MAX_SECONDS,
+        sound_labels: str | None = None,
     ) -> None:
         """See the class."""
         wav = Path(dir_audio_wav) if dir_audio_wav is not None else Path(dir_audio_log_mel).parent / "audio_wav"
@@ -74,6 +77,7 @@ class BinaryDataset(AudioVisualDataset):
             single_frames=single_frames,
             seed=seed,
             max_seconds=max_seconds,
+            sound_labels=sound_labels,
         )
         self.num_labelled_frames = self.labelled_frames() if num_labelled_frames is None else num_labelled_frames
         if not 0 < self.num_labelled_frames <= num_frames:

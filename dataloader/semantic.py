@@ -50,6 +50,8 @@ class AVSSDataset(AudioVisualDataset):
         single_frames: train on single labelled frames, see FrameItems.
         seed: of the mirror.
         max_seconds: longest sound that is read.
+        sound_labels: JSON file with what sounds and what is visible in each clip, see `dataloader.off_screen`; None =
+            `sound_labels.json` beside the table where it exists.
     """
 
     task: ClassVar[str] = "avss"
@@ -75,6 +77,7 @@ class AVSSDataset(AudioVisualDataset):
         single_frames: bool = False,
         seed: int = 0,
         max_seconds: float = MAX_SECONDS,
+        sound_labels: str | None = None,
     ) -> None:
         """See the class."""
         if not 2 <= num_classes <= MAX_CLASSES:
@@ -92,6 +95,7 @@ class AVSSDataset(AudioVisualDataset):
             single_frames=single_frames,
             seed=seed,
             max_seconds=max_seconds,
+            sound_labels=sound_labels,
         )
         self.resize_pred_mask = resize_pred_mask
         self.save_pred_mask_img_size = check_size(

@@ -9,8 +9,9 @@ has as many clips as `test`, made of second photographs and recordings of their 
     python scripts/data/make_stamps.py --tasks ms3 --size 128
     python scripts/data/make_stamps.py --drawn --out /tmp/data # without any download
 
-Masks of every object, sounding or not, are written next to the true ones: `s4_data/all_objects` and
-`ms3_data/all_objects` (as `gt_masks`), and `AVSS/{label}/{uid}/all_objects_rgb`.
+`sound_labels.json` beside each table holds what sounds and what is visible in each clip, for off-screen sounds
+(`test.sh --robust`, `dataset.train.negatives`). Masks of every object, sounding or not, are written next to the true
+ones: `s4_data/all_objects` and `ms3_data/all_objects` (as `gt_masks`), and `AVSS/{label}/{uid}/all_objects_rgb`.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from scripts.data.stamps.library import (  # noqa: E402
     Library,
     drawn_library,
     fetch_stamps,
+    kind_names,
     load_stamps,
     unseen_kinds,
 )
@@ -82,13 +84,16 @@ def make_stamps(
         DataError: the folder holds data of other settings, or the material cannot be fetched or read.
     """
     missing = [task for task in tasks if not _finished(out, task, settings)]
+    for task in tasks:
+        if task not in missing and not layouts.sound_labels(out, task).is_file():
+            _label(out, task, settings)
     if not missing:
         return
     if settings.drawn:
         library = drawn_library(settings.kinds, settings.seed)
     else:
         library = load_stamps(stamps or fetch_stamps(out / "stamps_source"), settings.kinds)
-    names = [kind.name for kind in library.kinds]
+    names = kind_names(settings.kinds, drawn=settings.drawn)
     unseen = unseen_kinds(settings.kinds, drawn=settings.drawn)
     context = multiprocessing.get_context("spawn")
     workers = workers or os.cpu_count() or 1
@@ -97,8 +102,17 @@ def make_stamps(
             _claim(out, task, settings)
             made = layouts.orders(task, settings.clips, names, settings.seed, unseen)
             _make_all(pool, task, [order for order in made if not layouts.is_made(out, order)], len(made), quiet)
+            layouts.write_sound_labels(out, task, made, names, unseen=unseen, seed=settings.seed)
             layouts.write_tables(out, task, made, names)
             _write_note(out, task, settings)  # of this version now, where the data has been extended
+
+
+def _label(out: Path, task: str, settings: Settings) -> None:
+    """Write the sound labels of finished data that was made without them; its clips stay as they are."""
+    names = kind_names(settings.kinds, drawn=settings.drawn)
+    unseen = unseen_kinds(settings.kinds, drawn=settings.drawn)
+    made = layouts.orders(task, settings.clips, names, settings.seed, unseen)
+    layouts.write_sound_labels(out, task, made, names, unseen=unseen, seed=settings.seed)
 
 
 def _make_all(pool: ProcessPoolExecutor, task: str, missing: list[layouts.Order], total: int, quiet: bool) -> None:

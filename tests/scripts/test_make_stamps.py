@@ -431,3 +431,22 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_finishes(tmp_path: Path)
     assert main(list(map(str, command[2:]))) == 0
     assert len(list(tmp_path.rglob("*.wav"))) == 306 and layouts.table(tmp_path, "ms3").exists()
     assert json.loads((tmp_path / "Multi-sources/stamps.json").read_text())["clips"] == [300, 2, 2]
+
+
+def test_finished_data_without_sound_labels_receives_them_and_nothing_else(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "data"))
+    for task in layouts.FOLDERS:
+        layouts.sound_labels(copy, task).unlink()
+    monkeypatch.setattr("scripts.data.make_stamps.drawn_library", lambda *_: pytest.fail("was read"))
+    make_stamps(copy, ["s4", "ms3", "avss"], SMALL, quiet=True)
+    assert fingerprint(copy) == fingerprint(made)
+
+
+def test_stamps_are_grouped_by_their_sound(made: Path, tmp_path: Path) -> None:
+    names = ["dog", "violin", "firetruck", "kettle", "camera"]
+    layouts.write_sound_labels(tmp_path, "ms3", [], names, unseen=[], seed=0)
+    groups = json.loads(layouts.sound_labels(tmp_path, "ms3").read_text())["groups"]
+    assert list(groups.values()) == ["animal", "music", "device", "device", "device"]
+    assert json.loads(layouts.sound_labels(made, "ms3").read_text())["groups"]["shape-2"] == "modulated"

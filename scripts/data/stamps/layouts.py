@@ -14,10 +14,11 @@ import soundfile
 from PIL import Image
 
 from dataloader.audio import SAMPLE_RATE
+from dataloader.off_screen import SOUND_LABELS
 from dataloader.palette import encode
 from dataloader.semantic import SUBSETS, frames_of
-from scripts.data.stamps.library import Library, class_names
-from scripts.data.stamps.scene import Recipe, Scene, compose
+from scripts.data.stamps.library import DRAWN_WAVEFORMS, KINDS, Library, class_names
+from scripts.data.stamps.scene import Recipe, Scene, compose, draw_content
 from utils.files import atomic_path
 
 SPLITS = ("train", "val", "test", "unseen")
@@ -99,22 +100,14 @@ def make(root: Path, order: Order, library: Library, *, size: int, seed: int) ->
         size: height and width, pixels.
         seed: of the whole data set; each clip draws from (seed, task, split, number).
     """
-    rng = np.random.default_rng((seed, _stable(order.task), SPLITS.index(order.split), order.number))
-    steady = order.task == "s4" or order.label == "v1s"
-    frames = frames_of(order.label, order.split)[0] if order.label else 5
-    recipe = Recipe(
-        frames=frames,
-        objects=(0.4, 0.4, 0.2) if steady else _CROWDS["objects"],
-        sounding=(1.0,) if steady else _CROWDS["sounding"],
-        steady=steady,
-    )
+    recipe = _recipe(order)
     scene = compose(
         library,
         recipe,
         size=size,
         held_out=order.split != "train",
-        rng=rng,
-        first_kind=order.kind if steady else None,
+        rng=_generator(order, seed),
+        first_kind=order.kind if recipe.steady else None,
         unseen=order.split == "unseen",
     )
     folder = root / FOLDERS[order.task]
@@ -138,6 +131,42 @@ def write_tables(root: Path, task: str, made: Iterable[Order], kinds: Sequence[s
     write_atomically(folder / _TABLES[task], text.getvalue().encode())
 
 
+def write_sound_labels(
+    root: Path, task: str, made: Iterable[Order], kinds: Sequence[str], *, unseen: Sequence[int], seed: int
+) -> None:
+    """Write what sounds and what is visible in each clip, as `dataloader.off_screen` reads it.
+
+    Args:
+        root: the data folder.
+        task: 's4', 'ms3' or 'avss'.
+        made: the task's clips.
+        kinds: class names.
+        unseen: positions of the kinds with a second instance.
+        seed: of the whole data set.
+    """
+    clips = {}
+    for order in made:
+        recipe = _recipe(order)
+        visible, heard = draw_content(
+            recipe,
+            sorted(unseen) if order.split == "unseen" else range(len(kinds)),
+            rng=_generator(order, seed),
+            first_kind=order.kind if recipe.steady else None,
+        )
+        sounding = visible[heard.any(0)]
+        clips[order.name] = {
+            "sounding": sorted(kinds[kind] for kind in sounding.tolist()),
+            "visible": sorted(kinds[kind] for kind in visible.tolist()),
+        }
+    content = {"groups": {name: _group(name, number) for number, name in enumerate(kinds)}, "clips": clips}
+    write_atomically(sound_labels(root, task), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def sound_labels(root: Path, task: str) -> Path:
+    """The task's file of sound labels."""
+    return root / FOLDERS[task] / SOUND_LABELS
+
+
 def table(root: Path, task: str) -> Path:
     """The task's CSV."""
     return root / FOLDERS[task] / _TABLES[task]
@@ -147,6 +176,28 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is either whole or absent."""
     with atomic_path(path, durable=False) as part:
         part.write_bytes(data)
+
+
+def _recipe(order: Order) -> Recipe:
+    steady = order.task == "s4" or order.label == "v1s"
+    return Recipe(
+        frames=frames_of(order.label, order.split)[0] if order.label else 5,
+        objects=(0.4, 0.4, 0.2) if steady else _CROWDS["objects"],
+        sounding=(1.0,) if steady else _CROWDS["sounding"],
+        steady=steady,
+    )
+
+
+def _generator(order: Order, seed: int) -> np.random.Generator:
+    return np.random.default_rng((seed, _stable(order.task), SPLITS.index(order.split), order.number))
+
+
+def _group(name: str, number: int) -> str:
+    """Broad group of a kind's sound: by the folder of its stamp; drawn kinds by the waveform of their sound."""
+    if name not in KINDS:
+        return DRAWN_WAVEFORMS[number % len(DRAWN_WAVEFORMS)]
+    folder = KINDS[name]
+    return "animal" if folder.startswith("animals/") else "music" if "/music/" in folder else "device"
 
 
 def _stable(text: str) -> int:

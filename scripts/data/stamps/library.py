@@ -138,6 +138,8 @@ TEXTURES = (
     "space/planets/7_uranus",
 )
 MAX_DRAWN_KINDS = 24
+DRAWN_WAVEFORMS = ("sine", "square", "modulated")
+"""Waveforms of drawn kinds, in turn."""
 _PHOTOGRAPH_SIDE = 448  # pixels; larger photographs are reduced once, when they are read
 _REMOVED_BELOW = 30.0  # dB below the loudest: pauses in a recording
 _KEPT_PAUSE = 0.08  # seconds left where a pause was
@@ -237,6 +239,11 @@ def load_stamps(root: Path, kinds: int) -> Library:
         textures=[_opaque_square(root / f"{stem}.png") for stem in TEXTURES],
         unseen={number: _stamp(root, name, stem) for number, (name, stem) in second.items()},
     )
+
+
+def kind_names(kinds: int, *, drawn: bool) -> list[str]:
+    """Names of the first kinds, in the order of their class numbers."""
+    return [f"shape-{number}" for number in range(kinds)] if drawn else list(KINDS)[:kinds]
 
 
 def unseen_kinds(kinds: int, *, drawn: bool) -> list[int]:

@@ -5,6 +5,7 @@ for frames a..b starts at a seconds and ends at 0.96 (b + 1) seconds: it is then
 those of one second and those of VGGish alike, and outside all others.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,16 +84,33 @@ def compose(
         first_kind: position in `library.kinds` of the first object, which sounds; None = any.
         unseen: take the second instances, `library.unseen`, instead of `library.kinds`.
     """
-    count = 1 + int(rng.choice(len(recipe.objects), p=recipe.objects))
     material = library.unseen if unseen else dict(enumerate(library.kinds))
-    count = min(count, len(material))
-    kinds = np.asarray(sorted(material))[rng.permutation(len(material))[:count]]
-    if first_kind is not None:
-        kinds = np.concatenate([[first_kind], kinds[kinds != first_kind]])[:count]
-    heard = _schedule(recipe, count, rng)
+    kinds, heard = draw_content(recipe, sorted(material), rng=rng, first_kind=first_kind)
     instances = [material[kind] for kind in kinds.tolist()]
     frames, owners = _render(instances, library.textures, recipe.frames, size, held_out, rng)
     return Scene(frames, owners, (kinds + 1).astype(np.uint8), heard, _mix(instances, heard, rng))
+
+
+def draw_content(
+    recipe: Recipe, available: Sequence[int], *, rng: np.random.Generator, first_kind: int | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The first draws of a clip: which kinds are in it, and when each of them sounds.
+
+    Args:
+        recipe: distribution of its content.
+        available: positions of the kinds to choose from.
+        rng: source of the draws.
+        first_kind: position of the first object, which sounds; None = any.
+
+    Returns:
+        (objects,) positions of the kinds, and (T, objects) whether each sounds.
+    """
+    count = 1 + int(rng.choice(len(recipe.objects), p=recipe.objects))
+    count = min(count, len(available))
+    kinds = np.asarray(available, np.int64)[rng.permutation(len(available))[:count]]
+    if first_kind is not None:
+        kinds = np.concatenate([[first_kind], kinds[kinds != first_kind]])[:count]
+    return kinds, _schedule(recipe, count, rng)
 
 
 def _schedule(recipe: Recipe, count: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
