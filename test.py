@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.runtime import ROOT, ensure_stamps, find_file, run, shipped_configs
+from utils.runtime import ROOT, ensure_data, find_file, run, shipped_configs
 
 SPLITS = ("train", "val", "test", "unseen")
 SOUNDS = ("real", "silence", "noise", "shuffled")
@@ -70,7 +70,7 @@ def main() -> int:
     from utils.files import explain_write_error
 
     cfg = load_config(config, options.overrides, options.task)
-    ensure_stamps(cfg, config, extend=options.split == "unseen")
+    ensure_data(cfg, config, extend=options.split == "unseen")
     folder = Path(cfg.process.work_dir) / config.stem
     split_cfg, where = split_config(cfg, options.split)
     dataset = build_dataset(split_cfg, where=where)

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from utils.runtime import ROOT, ensure_stamps, find_file, run, shipped_configs
+from utils.runtime import ROOT, ensure_data, find_file, run, shipped_configs
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def main() -> int:
     from utils.config import load_config
 
     cfg = load_config(config, options.overrides, options.task)
-    ensure_stamps(cfg, config)
+    ensure_data(cfg, config)
     train(cfg, config.stem, resume=options.resume, overwrite=options.overwrite)
     return 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import stamps_note
+from utils.avsbench import missing_data
 from utils.errors import ConfigError, DataError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +112,7 @@ def missing_tables(cfg: Any) -> list[Path]:
     return [table for table in tables(cfg) if not table.is_file()]
 
 
-def ensure_stamps(cfg: Any, config_path: Path, *, extend: bool = False) -> None:
+def ensure_data(cfg: Any, config_path: Path, *, extend: bool = False) -> None:
     """Make the stamps data that a config describes in `stamps`, if its table is missing.
 
     Of several processes, one makes it and the others wait.
@@ -122,10 +123,13 @@ def ensure_stamps(cfg: Any, config_path: Path, *, extend: bool = False) -> None:
         extend: also extend data of an earlier version, which lacks the split `unseen`.
 
     Raises:
-        DataError: scripts/data/make_stamps.py failed (its output is above), or the data was made with other options.
+        DataError: scripts/data/make_stamps.py failed (its output is above), the data was made with other options, or
+            a table of other data is missing.
     """
     options = cfg.get("stamps")
     if not options:
+        if missing := missing_tables(cfg):
+            raise DataError(missing_data(cfg["task"], cfg["dataset"]["train"], missing[0]))
         return
     if not missing_tables(cfg):
         refuse_other_stamps(cfg, options)

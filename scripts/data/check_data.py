@@ -21,7 +21,7 @@ from rich.console import Console  # noqa: E402
 from dataloader.preflight import Fault, Report, check_data, write_clean_tables  # noqa: E402
 from utils.config import TASKS, load_config  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.runtime import find_file, tables  # noqa: E402
+from utils.runtime import ensure_data, find_file, tables  # noqa: E402
 
 __all__ = ["Fault", "Report", "check_data", "main"]
 
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = find_file(options.config, "the config")
         os.chdir(ROOT)
         cfg = load_config(config, options.overrides, options.task)
+        ensure_data(cfg, config)
         report = check_data(cfg, workers=options.workers, remember=not options.all)
         Console().print(report.table())
         for fault in report.faults:
