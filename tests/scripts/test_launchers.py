@@ -66,7 +66,9 @@ def test_without_arguments_usage_and_every_shipped_config(name: str, tmp_path: P
     assert f"usage: bash {name} TASK CONFIG" in done.stdout
     listed = {line.strip() for line in done.stdout.splitlines() if line.startswith("  config/")}
     shipped = {
-        str(path.relative_to(ROOT)) for task in ("s4", "ms3", "avss") for path in (ROOT / "config" / task).glob("*.py")
+        str(path.relative_to(ROOT))
+        for folder in ("s4", "ms3", "avss", "ablation")
+        for path in (ROOT / "config" / folder).glob("*.py")
     }
     assert listed == shipped and shipped
 

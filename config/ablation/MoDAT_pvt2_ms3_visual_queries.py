@@ -1,0 +1,14 @@
+"""bash train.sh ms3 config/ablation/MoDAT_pvt2_ms3_visual_queries.py
+
+Queries from pixels instead of sound (VCT, arXiv 2506.23623): they gather pixels, and the audio selects among them.
+"""
+
+_base_ = ["../ms3/MoDAT_pvt2_ms3.py"]
+
+model = dict(
+    head=dict(
+        query_generator=dict(
+            _delete_=True, type="VisualQueryGenerator", num_layers=3, av_fusion=dict(type="AVFusion", num_layers=3)
+        )
+    )
+)
