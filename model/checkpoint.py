@@ -4,6 +4,7 @@ Ours differ from the published ones in the names of modules, in experts, which a
 convolutions, which are linear layers. `to_ours` and `to_published` are exact inverses.
 """
 
+import hashlib
 import logging
 import pickle
 import re
@@ -230,6 +231,15 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     if faults:
         raise CheckpointError(f"{origin} does not fit the model: {'; '.join(faults)}.")
     return unused
+
+
+def weights_hash(module: nn.Module) -> str:
+    """A name that identifies a module's weights and constants."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted({**module.state_dict(), **dict(module.named_buffers())}.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_file(path: str | Path) -> Any:

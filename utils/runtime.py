@@ -71,6 +71,22 @@ def find_file(name: str, what: str) -> Path:
     raise ConfigError(f"{what} {name} does not exist (looked in {Path.cwd()} and {ROOT}).")
 
 
+def find_checkpoint(name: str) -> Path:
+    """Weights named on the command line: a file, or one of the packed models in model/packed/ by its name.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    shipped = ROOT / "model" / "packed" / f"{name}.safetensors"
+    if "/" not in name and not Path(name).is_file() and shipped.is_file():
+        return shipped
+    try:
+        return find_file(name, "the checkpoint")
+    except ConfigError as error:
+        known = ", ".join(sorted(path.stem for path in shipped.parent.glob("*.safetensors"))) or "none"
+        raise ConfigError(f"{error} Models that come with the project: {known}.") from error
+
+
 def shipped_configs() -> list[str]:
     """All configs but the bases, as paths relative to the project."""
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "config").rglob("*.py") if "_base_" not in path.parts)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.checkpoint import weights_hash
 from utils.files import atomic_path
 
 
@@ -88,15 +89,6 @@ class KnownFeatures:
         if self.maps is not None:
             known["features"] = self.maps(batch["frames"])
         return known
-
-
-def weights_hash(module: nn.Module) -> str:
-    """A name that identifies a module's weights and constants."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted({**module.state_dict(), **dict(module.named_buffers())}.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _read(path: Path, frames: int) -> list[Tensor] | None:

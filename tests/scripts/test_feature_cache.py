@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model.vggish import VGGish
-from scripts.engine.feature_cache import FrozenFeatures, weights_hash
+from model.checkpoint import weights_hash
+from scripts.engine.feature_cache import FrozenFeatures
 from tests.runs import finish, make_data, write_config
 
 
