@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.runtime import ROOT, ensure_data, find_file, run, shipped_configs
+from utils.runtime import ROOT, ensure_data, find_checkpoint, find_file, run, shipped_configs
 
 SPLITS = ("train", "val", "test", "unseen")
-SOUNDS = ("real", "silence", "noise", "shuffled")
+TRAINING_KEYS = ("negatives", "augment")
+SOUNDS = ("real", "silence", "noise", "shuffled", "off_screen")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +40,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--audio", choices=SOUNDS, default="real", help="the clips' own sound (default), or what replaces it"
     )
+    parser.add_argument(
+        "--robust",
+        action="store_true",
+        help="score with the clips' own sound, silence, noise and off-screen sounds, and how much is painted on each",
+    )
     parser.add_argument("--save-masks", action="store_true", help="write the predicted masks in AVSBench's form")
     parser.add_argument(
         "--oracle", action="store_true", help="score, instead of weights, the masks of all objects, sounding or not"
@@ -50,6 +56,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("give one CHECKPOINT" if not options.oracle else "--oracle scores no CHECKPOINT: leave it out")
     if options.oracle and options.audio != "real":
         parser.error("--oracle uses no sound: leave --audio out")
+    if options.robust and (options.oracle or options.save_masks or options.audio != "real"):
+        parser.error("--robust chooses the sounds and writes scores: leave --oracle, --audio and --save-masks out")
     options.checkpoint = checkpoints[0] if checkpoints else None
     return options
 
@@ -58,7 +66,7 @@ def main() -> int:
     """Build the predictor, score it, write the results."""
     options = parse()
     config = find_file(options.config, "the config")
-    checkpoint = find_file(options.checkpoint, "the checkpoint") if options.checkpoint else None
+    checkpoint = find_checkpoint(options.checkpoint) if options.checkpoint else None
     os.chdir(ROOT)
     # Imported only now: --help and a mistyped path should not wait for torch.
     from rich.console import Console
@@ -77,6 +85,8 @@ def main() -> int:
     predictor: Predictor = EverythingOracle(split_cfg, where) if checkpoint is None else load_predictor(cfg, checkpoint)
     kind = "oracle" if checkpoint is None else options.audio
     title = options.split if kind == "real" else f"{options.split}_{kind}"
+    if options.robust:
+        return robust(cfg, config, checkpoint, options.split, dataset, predictor)
     try:
         scores = score(
             predictor,
@@ -111,11 +121,48 @@ def main() -> int:
     return 0
 
 
+def robust(cfg: Any, config: Path, checkpoint: Path | None, split: str, dataset: Any, predictor: Any) -> int:
+    """Score the split with four sounds, write the results."""
+    from rich.console import Console
+
+    from scripts.engine.robust import robust_table, score_robust
+    from scripts.engine.testing import write_results
+    from utils.files import explain_write_error
+
+    folder, title = Path(cfg.process.work_dir) / config.stem, f"{split}_robust"
+    console = Console()
+    try:
+        scores = score_robust(
+            predictor,
+            dataset,
+            task=cfg.task,
+            folder=folder,
+            title=title,
+            seed=cfg.process.seed,
+            workers=cfg.process.num_workers,
+            console=console,
+        )
+        header = {"task": cfg.task, "config": str(config), "checkpoint": str(checkpoint), "split": split}
+        target = folder / f"{title}.json"
+        write_results(target, {**header, "seed": cfg.process.seed, "clips": len(dataset)}, scores)
+    except OSError as error:
+        explained = explain_write_error(error, folder)
+        if explained is None:
+            raise
+        raise explained from error
+    console.print(robust_table(scores, f"{cfg.task}, {split} ({len(dataset)} clips)"))
+    print(f"written: {target}, {folder / 'images' / title}.png")
+    return 0
+
+
 def split_config(cfg: Any, split: str) -> tuple[Any, str]:
-    """The data set of a split and its name in the config; `unseen` is read as `test` is, from the same table."""
+    """The data set of a split and its name in the config; `unseen` is read as `test` is, from the same table.
+
+    Clips of the train split are scored as they are, without negatives and augmentation.
+    """
     if split == "unseen" and split not in cfg.dataset:
         return {**cfg.dataset["test"], "split": split}, "dataset.test"
-    return cfg.dataset[split], f"dataset.{split}"
+    return {key: value for key, value in cfg.dataset[split].items() if key not in TRAINING_KEYS}, f"dataset.{split}"
 
 
 def load_predictor(cfg: Any, checkpoint: Path) -> Any:
@@ -123,7 +170,7 @@ def load_predictor(cfg: Any, checkpoint: Path) -> Any:
     import torch
 
     from model import build_model
-    from model.checkpoint import load_weights
+    from model.packed import load_checkpoint
     from model.precision import check_precision
     from scripts.engine.testing import ModelPredictor
     from utils.config import check_classes
@@ -138,7 +185,7 @@ def load_predictor(cfg: Any, checkpoint: Path) -> Any:
     precision = resolve_precision(cfg.process.precision, device, warn)
     check_precision(precision, device.type)
     model = build_model(cfg.model)
-    load_weights(model, checkpoint)  # of all parts, the pretrained ones too
+    load_checkpoint(model, cfg.model, checkpoint)
     if cfg.process.compile:
         model.compile()
     return ModelPredictor(model, precision, device)

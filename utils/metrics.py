@@ -310,3 +310,117 @@ def _binary(logits: Tensor, target: Tensor, frame_flag: Tensor | None) -> tuple[
         raise ValueError(f"logits of shape {tuple(logits.shape)}, expected (N, 1, H, W)")
     logits, target = _flagged(logits, target, frame_flag)
     return logits.squeeze(1), target != 0
+
+
+class PaintedShare(Metric):
+    """Mean over frames of the share of pixels that are predicted as object, whatever the label.
+
+    With a sound that none of the visible objects makes, this is AVSBench-Robust's false positive rate (FPR, arXiv
+    2502.00358): nothing should be painted. A pixel is painted where its probability is above 0.5, or for several
+    classes where the most probable one is not the background, class 0.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = False
+    share_sum: Tensor
+    frames: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("share_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("frames", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor, frame_flag: Tensor | None = None) -> None:
+        """Add frames.
+
+        Args:
+            logits: (N, K, H, W), any float dtype.
+            target: (N, H, W); only its shape is read.
+            frame_flag: (N,), 0 = ignore this frame.
+        """
+        logits, _ = _flagged(logits, target, frame_flag)
+        if len(logits):
+            self.share_sum += _predicted(logits).bool().double().mean((1, 2)).sum()
+        self.frames += len(logits)
+
+    def compute(self) -> Tensor:
+        """The share, a scalar in [0, 1]; NaN without frames."""
+        return (self.share_sum / self.frames).float()
+
+
+class DatasetScores(Metric):
+    """J and F of the CAVP family (Chen et al., CVPR 2024; DDESeg, BYOAVP): pixels are summed over the whole data set.
+
+    One intersection and one union per class, over all pixels of all frames, so that large objects and frames weigh
+    more, and empty frames count as background; AVSBench averages over frames instead. The same weights score higher
+    here, and the two conventions cannot be compared. J is the mean IoU and F the mean F (beta^2 = 0.3) over the
+    classes that occur, background included: with one kind of object, those are background and object.
+
+    Args:
+        num_classes: K; 1 for background and object by one logit.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+    intersection: Tensor
+    in_prediction: Tensor
+    in_label: Tensor
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = max(2, num_classes)
+        for name in ("intersection", "in_prediction", "in_label"):
+            self.add_state(name, torch.zeros(self.num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor, frame_flag: Tensor | None = None) -> None:
+        """Add frames.
+
+        Args:
+            logits: (N, K, H, W), any float dtype.
+            target: (N, H, W) class indices; for one logit, non-zero = object.
+            frame_flag: (N,), 0 = ignore this frame.
+        """
+        logits, target = _flagged(logits, target, frame_flag)
+        label = (target != 0).long() if logits.shape[1] == 1 else target.long()
+        predicted = _predicted(logits)
+        for total, index in (
+            (self.intersection, label[predicted == label]),
+            (self.in_prediction, predicted),
+            (self.in_label, label),
+        ):
+            total += torch.bincount(index.flatten(), minlength=self.num_classes)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`miou_dataset` (J), `f_dataset` (F) and `jf_dataset`, their mean: scalars in [0, 1]; NaN without frames."""
+        union = self.in_prediction + self.in_label - self.intersection
+        occurs = union > 0
+        hit = self.intersection[occurs].double()
+        iou = (hit / union[occurs]).mean()
+        f = f_beta(hit / self.in_prediction[occurs], hit / self.in_label[occurs]).mean()
+        return {"miou_dataset": iou.float(), "f_dataset": f.float(), "jf_dataset": ((iou + f) / 2).float()}
+
+
+def balanced_score(positive: float, negative: float) -> float:
+    """Harmonic mean of `positive` and `1 - negative`: G-mIoU and G-F of AVSBench-Robust (arXiv 2502.00358).
+
+    The paper's code does not contain the formula; this one gives its published table to the digit. A model that ignores
+    the sound scores as well on a wrong sound as on the clip's own: mIoU 86.2 and 86.2 give G-mIoU 23.79.
+
+    Args:
+        positive: score with the clips' own sound, in [0, 1].
+        negative: score, against the same masks, with a sound that none of the visible objects makes.
+
+    Returns:
+        In [0, 1]; 0 where both terms are 0.
+    """
+    rejected = 1 - negative
+    return 2 * positive * rejected / (positive + rejected) if positive + rejected > 0 else 0.0
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    """Class of every pixel: (N, K, H, W) -> (N, H, W) int64; for K = 1, 1 where the probability is above 0.5."""
+    if logits.shape[1] == 1:
+        return (logits.squeeze(1).float().sigmoid() > 0.5).long()
+    return logits.max(1).indices

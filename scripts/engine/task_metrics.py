@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from utils.errors import ConfigError
-from utils.metrics import FScore, MaskIoU, SemanticScores
+from utils.metrics import DatasetScores, FScore, MaskIoU, PaintedShare, SemanticScores
 
 CLIPS_IN_PUBLISHED_BATCH = 2
 
@@ -99,3 +99,36 @@ class TaskMetrics(nn.Module):
         """The scalar metrics as numbers."""
         scores = self.compute()
         return {name: float(scores[name]) for name in SCALARS[self.task]}
+
+
+DATASET_SCALARS = ("miou_dataset", "f_dataset", "jf_dataset")
+"""Scores of the CAVP family's convention, see `utils.metrics.DatasetScores`."""
+
+
+class RobustMetrics(TaskMetrics):
+    """The metrics of a task, those of the CAVP family's convention, and the share of painted pixels (`fpr`).
+
+    Args:
+        task: 's4', 'ms3' or 'avss'.
+        num_classes: K.
+    """
+
+    def __init__(self, task: str, num_classes: int) -> None:
+        super().__init__(task, num_classes)
+        self.dataset_scores, self.painted = DatasetScores(num_classes), PaintedShare()
+
+    def update(self, logits: Tensor, batch: dict[str, Any], first_clip: int) -> None:
+        """See TaskMetrics; pixels are summed over labelled frames, and the painted share is of all real frames."""
+        super().update(logits, batch, first_clip)
+        masks = batch["masks"].flatten(0, 1)
+        self.dataset_scores.update(logits, masks, batch["gt_temporal_mask_flag"].flatten())
+        self.painted.update(logits, masks, batch["vid_temporal_mask_flag"].flatten())
+
+    def compute(self) -> dict[str, Tensor]:
+        """See TaskMetrics; with `miou_dataset`, `f_dataset`, `jf_dataset` and `fpr`."""
+        return {**super().compute(), **self.dataset_scores.compute(), "fpr": self.painted.compute()}
+
+    def scalars(self) -> dict[str, float]:
+        """The scalar metrics as numbers."""
+        scores = self.compute()
+        return {name: float(scores[name]) for name in (*SCALARS[self.task], *DATASET_SCALARS, "fpr")}

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,10 +128,6 @@ def score(
         The scalar scores, and for avss `per_class`: class name -> iou, f_score, frames.
     """
     metrics = TaskMetrics(task, dataset.num_classes)
-    batches = BatchSampler(SequentialSampler(range(len(dataset))), dataset.batch_size, drop_last=False)
-    loader: DataLoader[Batch] = DataLoader(
-        items if items is not None else dataset, batch_sampler=batches, num_workers=workers
-    )
     chosen = evenly(len(dataset), SHEET_CLIPS)
     rows: list[SheetRow] = []
 
@@ -152,6 +148,41 @@ def score(
             if masks_folder is not None:
                 _save(masks_folder, dataset, first_clip + clip, logits[frames])
 
+    one_pass(predictor, dataset, metrics, collect, items=items, title=title, workers=workers, console=console)
+    save_sheet(folder / "images" / f"{title}.png", rows, classes=dataset.classes, title=title)
+    return results(metrics, dataset.classes)
+
+
+def one_pass(
+    predictor: Predictor,
+    dataset: AudioVisualDataset,
+    metrics: TaskMetrics,
+    collect: Callable[[Batch, Tensor, int], None],
+    *,
+    items: Dataset[dict[str, Any]] | None = None,
+    title: str = "",
+    workers: int = 0,
+    console: Console | None = None,
+) -> dict[str, float]:
+    """Predict a split once, in the order of its table.
+
+    Args:
+        predictor: what is scored.
+        dataset: the split.
+        metrics: of the task; reset first.
+        collect: called with each batch, its logits (N, K, H, W) and the number of its first clip.
+        items: read instead of `dataset`, clip for clip.
+        title: of the progress bar.
+        workers: processes that read.
+        console: for the progress bar.
+
+    Returns:
+        The scalar metrics.
+    """
+    batches = BatchSampler(SequentialSampler(range(len(dataset))), dataset.batch_size, drop_last=False)
+    loader: DataLoader[Batch] = DataLoader(
+        items if items is not None else dataset, batch_sampler=batches, num_workers=workers
+    )
     with Progress(console=console, disable=not (console and console.is_terminal)) as progress:
         bar = progress.add_task(title, total=len(loader))
 
@@ -159,9 +190,7 @@ def score(
             collect(batch, logits, first_clip)
             progress.advance(bar)
 
-        evaluate(predictor.logits, loader, metrics, on_batch=on_batch)
-    save_sheet(folder / "images" / f"{title}.png", rows, classes=dataset.classes, title=title)
-    return results(metrics, dataset.classes)
+        return evaluate(predictor.logits, loader, metrics, on_batch=on_batch)
 
 
 def results(metrics: TaskMetrics, classes: list[str]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 import csv
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,8 @@ def save_sheet(path: str | Path, rows: Sequence[SheetRow], *, classes: Sequence[
     if not rows:
         raise ValueError(f"{path}: a sheet needs at least one row")
     semantic = len(classes) > 2
-    head, foot = 0.75, _legend_height(rows) if semantic else 0.1
+    masks = [mask for row in rows for mask in (row.truth, row.prediction) if mask is not None]
+    head, foot = 0.75, _legend_height(masks) if semantic else 0.1
     height = 1.9 * len(rows) + head + foot
     figure = Figure(figsize=(8.0, height), dpi=120)
     axes = figure.subplots(len(rows), 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 1, 0.97)})
@@ -128,10 +129,80 @@ def save_sheet(path: str | Path, rows: Sequence[SheetRow], *, classes: Sequence[
     if title:
         figure.suptitle(title, fontsize=11, y=1 - 0.2 / height)
     if semantic:
-        present = [number for number in _classes_of(rows) if number]
-        handles = [Patch(color=_rgb(number), label=_class_name(classes, number)) for number in present]
-        if handles:
-            figure.legend(handles=handles, loc="lower center", ncols=5, fontsize=7, frameon=False)
+        _class_legend(figure, masks, classes)
+    _save(figure, path)
+
+
+@dataclass(frozen=True)
+class SoundsRow:
+    """One frame of a sheet that compares predictions with several sounds.
+
+    Attributes:
+        title: beside the row.
+        frame: (3, H, W) float32, normalised by ImageNet's mean and deviation.
+        truth: (H, W) class numbers for the clip's own sound, or None where the frame has no label.
+        predictions: name of the sound -> (H, W) class numbers; the clip's own sound first.
+        notes: name of the sound -> a word below its prediction, such as the clip that the sound is of.
+    """
+
+    title: str
+    frame: Tensor
+    truth: Tensor | None
+    predictions: Mapping[str, Tensor]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def save_sounds_sheet(path: str | Path, rows: Sequence[SoundsRow], *, classes: Sequence[str], title: str = "") -> None:
+    """Draw one row per frame: the frame, the truth, and the prediction with each sound.
+
+    Under the clip's own sound stands its agreement with the truth, under the others the share of pixels painted, which
+    should be none.
+
+    Args:
+        path: PNG to write; its folder is made.
+        rows: at least one, all with the same sounds.
+        classes: names of the class numbers, background first; two names mean object or not.
+        title: above everything.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError(f"{path}: a sheet needs at least one row")
+    semantic = len(classes) > 2
+    sounds = list(rows[0].predictions)
+    masks = [mask for row in rows for mask in (row.truth, *row.predictions.values()) if mask is not None]
+    head, foot = 0.75, _legend_height(masks) if semantic else 0.1
+    height, width = 1.8 * len(rows) + head + foot, 1.75 * (len(sounds) + 2) + 0.8
+    figure = Figure(figsize=(width, height), dpi=110)
+    axes = figure.subplots(len(rows), len(sounds) + 2, squeeze=False)
+    figure.subplots_adjust(
+        left=0.75 / width, right=1 - 0.05 / width, top=1 - head / height, bottom=foot / height, wspace=0.04, hspace=0.06
+    )
+    for cells, row in zip(axes, rows, strict=True):
+        image = _image(row.frame)
+        _show(cells[0], image)
+        cells[0].set_ylabel(_wrapped(row.title), fontsize=7)
+        if row.truth is None:
+            _show(cells[1], image // 3)
+            _note(cells[1], "no label")
+        else:
+            _show(cells[1], _overlaid(image, row.truth, semantic))
+        for number, (cell, sound) in enumerate(zip(cells[2:], sounds, strict=True)):
+            prediction = row.predictions[sound]
+            _show(cell, _overlaid(image, prediction, semantic))
+            if number == 0 and row.truth is not None:
+                _note(cell, _agreement(row.truth, prediction, semantic))
+            elif number > 0:
+                _note(cell, f"painted: {100 * float((prediction > 0).float().mean()):.1f} %")
+            if sound in row.notes:
+                _note(cell, _wrapped(row.notes[sound], 26), below=True)
+    for cell, column in zip(axes[0], ("frame", "truth", *sounds), strict=True):
+        cell.set_title(column, fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=11, y=1 - 0.2 / height)
+    if semantic:
+        _class_legend(figure, masks, classes)
     _save(figure, path)
 
 
@@ -291,8 +362,7 @@ def _range(log_mels: Sequence[Tensor]) -> tuple[float, float]:
     return low, high if high > low else low + 1
 
 
-def _classes_of(rows: Sequence[SheetRow]) -> list[int]:
-    masks = [mask for row in rows for mask in (row.truth, row.prediction) if mask is not None]
+def _classes_of(masks: Sequence[Tensor]) -> list[int]:
     return sorted({number for mask in masks for number in mask.unique().tolist()})
 
 
@@ -305,8 +375,15 @@ def _rgb(number: int) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _legend_height(rows: Sequence[SheetRow]) -> float:
-    return 0.15 + 0.17 * math.ceil(len(_classes_of(rows)) / 5)  # inches
+def _legend_height(masks: Sequence[Tensor]) -> float:
+    return 0.15 + 0.17 * math.ceil(len(_classes_of(masks)) / 5)  # inches
+
+
+def _class_legend(figure: Figure, masks: Sequence[Tensor], classes: Sequence[str]) -> None:
+    present = [number for number in _classes_of(masks) if number]
+    handles = [Patch(color=_rgb(number), label=_class_name(classes, number)) for number in present]
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=5, fontsize=7, frameon=False)
 
 
 def _wrapped(title: str, width: int = 22) -> str:
@@ -320,13 +397,13 @@ def _show(axes: Axes, image: npt.NDArray[np.uint8]) -> None:
     axes.set_yticks([])
 
 
-def _note(axes: Axes, text: str) -> None:
+def _note(axes: Axes, text: str, *, below: bool = False) -> None:
     axes.text(
         0.03,
-        0.96,
+        0.04 if below else 0.96,
         text,
         transform=axes.transAxes,
-        va="top",
+        va="bottom" if below else "top",
         fontsize=7,
         color="white",
         bbox={"facecolor": "black", "alpha": 0.6, "pad": 1.5, "edgecolor": "none"},

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.benchmark.literal_metrics import literal_f_score, literal_mask_iou, literal_semantic_sums
-from utils.metrics import FScore, MaskIoU, SemanticScores, frame_f_curves, pr_thresholds
+from utils.metrics import (
+    DatasetScores,
+    FScore,
+    MaskIoU,
+    PaintedShare,
+    SemanticScores,
+    balanced_score,
+    frame_f_curves,
+    pr_thresholds,
+)
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "losses_metrics.npz"
 
@@ -255,3 +264,50 @@ def test_misfitting_input_is_refused():
         FScore().update(logits[:, :1], target, batch_index=torch.ones(3))
     with pytest.raises(ValueError, match="labels are from 0 to 200, but classes are from 0 to 2"):
         SemanticScores(3).update(logits, target.clamp(max=0).index_fill(0, torch.tensor([1]), 200))
+
+
+def logits_of(rows: list[list[int]]) -> torch.Tensor:
+    """One frame of one row per list: 1 is predicted as object."""
+    return torch.where(torch.tensor(rows)[:, None, None] > 0, 5.0, -5.0)
+
+
+def test_painted_share_is_a_mean_over_frames_without_regard_to_the_truth():
+    logits = logits_of([[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    target = torch.zeros(3, 1, 4)
+    assert scored(PaintedShare(), logits, target) == pytest.approx((0.75 + 0 + 1) / 3)
+    assert scored(PaintedShare(), logits, 1 - target, torch.tensor([1, 1, 0])) == pytest.approx(0.375)
+    assert scored(PaintedShare(), torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2)) == 0  # 0.5 is not above 0.5
+    classes = torch.tensor([[0, 2, 2, 1]])[:, None]
+    semantic = torch.nn.functional.one_hot(classes, 3).movedim(-1, 1).float()
+    assert scored(PaintedShare(), semantic, torch.zeros(1, 1, 4)) == pytest.approx(0.75)
+
+
+def test_dataset_scores_sum_pixels_over_the_set_where_avsbench_averages_frames():
+    logits = logits_of([[1, 1, 1, 1], [1, 0, 0, 0]])
+    target = torch.tensor([[[1, 1, 1, 0]], [[0, 0, 1, 1]]])
+    found = scored(DatasetScores(1), logits, target)
+    # Object: 3 pixels hit, 5 predicted, 5 true. Background: 1 hit, 3 predicted, 3 true.
+    assert found["miou_dataset"] == pytest.approx((3 / 7 + 1 / 5) / 2)
+    assert found["f_dataset"] == pytest.approx((3 / 5 + 1 / 3) / 2)
+    assert found["jf_dataset"] == pytest.approx((found["miou_dataset"] + found["f_dataset"]) / 2)
+    assert scored(MaskIoU(), logits, target) == pytest.approx((3 / 4 + 0) / 2)
+    first = scored(DatasetScores(1), logits, target, torch.tensor([1, 0]))
+    assert first["miou_dataset"] == pytest.approx((3 / 4 + 0) / 2)
+
+
+def test_dataset_scores_leave_out_classes_that_do_not_occur():
+    classes = torch.tensor([[[0, 0, 2, 2]], [[0, 2, 2, 2]]])
+    logits = torch.nn.functional.one_hot(classes, 4).movedim(-1, 1).float()
+    target = torch.tensor([[[0, 2, 2, 2]], [[0, 2, 2, 2]]])
+    metric = DatasetScores(4)
+    for frame in range(2):
+        metric.update(logits[frame : frame + 1], target[frame : frame + 1])
+    assert metric.compute()["miou_dataset"] == pytest.approx((2 / 3 + 5 / 6) / 2)  # background, class 2
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "expected"),
+    [(0.862, 0.862, 0.2379), (1.0, 0.0, 1.0), (0.5, 0.0, 2 / 3), (0.8, 1.0, 0.0), (0.0, 1.0, 0.0)],
+)
+def test_a_balanced_score_rewards_seeing_with_sound_and_not_without(positive, negative, expected):
+    assert balanced_score(positive, negative) == pytest.approx(expected, abs=5e-5)
