@@ -22,6 +22,7 @@ class AVSModel(nn.Module):
         audio_norm: normalisation of the embeddings, see `AudioNorm`; None leaves them as they are, as published.
         embed_dim: C.
         num_frames: T, frames per clip.
+        neck: makes four maps of a backbone's only one, see `FeaturePyramid`; None for backbones with four.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class AVSModel(nn.Module):
         audio_norm: str | None = None,
         embed_dim: int = 256,
         num_frames: int = 5,
+        neck: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.num_frames = num_frames
         self.backbone = backbone
+        self.neck = neck
         self.audio_encoder = audio_encoder
         self.audio_norm = None if audio_norm is None else AudioNorm(audio_norm, audio_dim)
         self.audio_proj = nn.Linear(audio_dim, embed_dim)
@@ -81,6 +84,8 @@ class AVSModel(nn.Module):
         if embedding is None:
             embedding = self.audio_encoder(log_mel)
         features = self._features(frames, frame_mask) if features is None else _mask_frames(features, frame_mask)
+        if self.neck is not None:
+            features = self.neck(features[0], tuple(frames.shape[-2:]))
         if self.audio_norm is not None:
             embedding = self.audio_norm(embedding)
         audio = self.audio_proj(embedding)  # (N, C) or (N, A, C)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from model.avs_model import AVSModel
+from model.feature_pyramid import FeaturePyramid
 from utils.errors import ConfigError
 from utils.registry import MODELS, build, lookup, resolve, suggestion
 
@@ -27,12 +28,14 @@ def build_model(cfg: Mapping[str, Any]) -> AVSModel:
     embed_dim, num_frames = (_size(options, key, default) for key, default in (("embed_dim", 256), ("num_frames", 5)))
     resolve(MODELS, options, where="model")
     backbone = _build_backbone(options.pop("backbone", None))
+    # One map (ViT): a pyramid makes four of it, trained also while the backbone is frozen.
+    neck = FeaturePyramid(backbone.channels[0], backbone.stride) if len(backbone.channels) == 1 else None
     audio_encoder = _build_audio_encoder(options.pop("audio_encoder", {}), options)
     head = _build_head(
-        options.pop("head", None), in_channels=backbone.channels, embed_dim=embed_dim, num_frames=num_frames
+        options.pop("head", None), in_channels=(neck or backbone).channels, embed_dim=embed_dim, num_frames=num_frames
     )
     sizes = {"audio_dim": audio_encoder.audio_dim} if hasattr(audio_encoder, "audio_dim") else {}
-    parts = {"backbone": backbone, "audio_encoder": audio_encoder, "head": head}
+    parts = {"backbone": backbone, "neck": neck, "audio_encoder": audio_encoder, "head": head}
     model: AVSModel = build(MODELS, options, where="model", **parts, **sizes)
     # Feature maps are read as tokens: channels_last avoids a weight transpose per call.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -231,7 +231,7 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
     "heads": ("head", {"fusion_block": {"type": "DualAttentionMoE", "num_heads": 3}}, "not a multiple of num_heads=3"),
     "groups": ("head", {"num_groups": 5}, "embed_dim=16 is not a multiple of num_groups=5"),
     "backbone": ("backbone", {"type": "pvt_v2_b9"}, "model.backbone.type='pvt_v2_b9' is not a network of timm"),
-    "strides": ("backbone", {"type": "vit_tiny_patch16_224"}, "model.backbone.type='vit_tiny_patch16_224'"),
+    "strides": ("backbone", {"type": "levit_128"}, "model.backbone.type='levit_128' has feature maps at strides"),
     "pixel decoder groups": (
         "head",
         {"pixel_decoder": {"num_groups": 5}},
