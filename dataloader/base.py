@@ -4,10 +4,11 @@ Notation: T frames per clip, H W pixels.
 """
 
 import abc
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,15 @@ from torch.utils.data import Dataset
 from dataloader.audio import MAX_SECONDS, VGGISH, LogMelCache, check_log_mel
 from dataloader.front_ends import front_end as find_front_end
 from dataloader.images import Placement, normalise, read_frame
+from dataloader.negatives import Negatives
+from dataloader.off_screen import Donors
 from dataloader.pickles import read_tensor
 from dataloader.tables import Row, inside
 from utils.errors import ConfigError, DataError
+from utils.runtime import warn
+
+if TYPE_CHECKING:
+    from dataloader.augment import Augment
 
 AUDIO_SOURCES = ("auto", "wav", "log_mel")
 
@@ -64,9 +71,13 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         crop: resize the shorter side and take the centre, instead of stretching.
         flip: mirror each training clip with probability 1/2, drawn from (seed, epoch, clip).
         single_frames: train on single labelled frames in random order instead of whole clips; see FrameItems.
-        seed: of the mirror.
+        seed: of the mirror, negatives and augmentation.
         max_seconds: longest sound that is read.
         sound_labels: what sounds and what is visible in each clip, see dataloader/off_screen.py.
+        negatives: training clips with a wrong sound and empty masks, see dataloader/negatives.py; None = none.
+        augment: random changes of training clips, see dataloader/augment.py; None = none. Items then have the keys
+            changed_sound, (T,) bool, and changed_frames, () bool: True where this sound or these pictures will not
+            come again, and features of them are not worth keeping.
     """
 
     task: ClassVar[str]
@@ -87,6 +98,8 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         seed: int,
         max_seconds: float,
         sound_labels: str | None = None,
+        negatives: Mapping[str, Any] | None = None,
+        augment: Mapping[str, Any] | None = None,
     ) -> None:
         """See the class."""
         if audio not in AUDIO_SOURCES:
@@ -108,6 +121,19 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         self.audio = audio
         self.max_seconds = max_seconds
         self.sound_labels = sound_labels
+        for key, options in (("negatives", negatives), ("augment", augment)):
+            if options is not None and split != "train":
+                raise ConfigError(
+                    f"{type(self).__name__}: {key} is for the split 'train', not for {split!r}; scores with other "
+                    "sounds are given by test.sh --robust."
+                )
+        self.negatives = None if negatives is None else Negatives(type(self).__name__, negatives)
+        self.augment = None if augment is None else _augment(type(self).__name__, augment)
+        if self.augment is not None and self.augment.changes_waves and audio == "log_mel":
+            raise ConfigError(
+                f"{type(self).__name__}: audio='log_mel' reads no wave files, which augment.mix, gain_db and "
+                "shift_seconds need: set audio='auto' or 'wav'."
+            )
         self.flip = flip
         self.single_frames = single_frames
         self.seed = seed
@@ -117,7 +143,9 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         self.classes: list[str] = ["background", "sounding object"]
         self.clips: list[Clip] = []
         # Shared with the loader's workers, which live longer than an epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_() if flip else torch.zeros((), dtype=torch.int64)
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        if flip or self.negatives is not None or self.augment is not None:
+            self._epoch.share_memory_()
 
     @abc.abstractmethod
     def read_mask(self, path: Path) -> npt.NDArray[np.uint8]:
@@ -140,11 +168,11 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         return self.read_item(index, draw=index)
 
     def read_item(self, index: int, *, draw: int, frame: int | None = None) -> dict[str, Any]:
-        """Read one clip, or one labelled frame of it as an item of one frame, mirrored or not.
+        """Read one clip, or one labelled frame of it as an item of one frame; in training with its random changes.
 
         Args:
             index: of the clip.
-            draw: number of the item, from which the mirror is drawn.
+            draw: number of the item; its random changes are drawn from (seed, epoch, draw).
             frame: of the clip; None for all.
         """
         clip = self.clips[index]
@@ -154,12 +182,36 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
             if clip.row.location in str(error):
                 raise
             raise DataError(f"{clip.row.location}: {error}") from error
+        self._change_sound(item, index, draw, frame)
+        if self.augment is not None:
+            item["frames"], item["masks"], changed = self.augment.picture(
+                item["frames"], item["masks"], int(item["vid_temporal_mask_flag"].sum()), self._generator(draw, 3)
+            )
+            item["changed_frames"] = torch.tensor(changed)
         if self.flip and self.split == "train" and self._mirrored(draw):
             item["frames"], item["masks"] = item["frames"].flip(-1), item["masks"].flip(-1)
         return item
 
+    def _change_sound(self, item: dict[str, Any], index: int, draw: int, frame: int | None) -> None:
+        """Make a clip a negative one, and augment its sound, in place."""
+        real = len(self.clips[index].frames)
+        seconds = range(real) if frame is None else [frame]
+        if self.augment is not None:
+            item["changed_sound"] = torch.zeros(len(item["log_mel"]), dtype=torch.bool)
+        source: int | None = index
+        if self.negatives is not None:
+            negative = self.negatives.draw(self, index, real, self._generator(draw, 1))
+            if negative is not None:
+                log_mel, source = negative
+                item["log_mel"][: len(seconds)] = log_mel[list(seconds)]
+                item["masks"] = torch.zeros_like(item["masks"])
+        if self.augment is not None:
+            heard = item["log_mel"][: len(seconds)]
+            changed = self.augment.sound(self, index, source, heard, seconds, self._generator(draw, 2))
+            item["log_mel"][: len(seconds)], item["changed_sound"][: len(seconds)] = changed
+
     def read_clip(self, clip: Clip) -> dict[str, Any]:
-        """The item of a clip, never mirrored."""
+        """The item of a clip as it is on disk."""
         height, width = self.img_size
         roots = self.roots()
         real, labelled = len(clip.frames), len(clip.masks)
@@ -217,9 +269,34 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         stored = self.audio == "auto" and self.front_end is VGGISH and clip.log_mel.is_file()
         return self.audio == "log_mel" or stored
 
+    @functools.cached_property
+    def donors(self) -> Donors:
+        """Clips whose sound may be heard with others in training."""
+        return Donors(self, other_group=False)
+
+    def prepare(self) -> None:
+        """Read what training needs of other clips, before worker processes start.
+
+        Raises:
+            DataError: a single clip; labels that cannot be read, or that mixing needs and are unknown.
+        """
+        if self.augment is not None and self.augment.needs_donors and self.donors.labels is None:
+            raise DataError(
+                f"augment.mix adds sounds of which nothing is visible, and it is unknown what sounds in the clips of "
+                f"{self.clips[0].row.table}: name a file by sound_labels (dataloader/README.md), or leave mix out."
+            )
+        if self.negatives is not None and self.negatives.needs_donors and self.donors.labels is None:
+            warn(
+                f"it is unknown what sounds in the clips of {self.clips[0].row.table}: negatives.off_screen takes any "
+                "other clip's sound, of which something may be visible (sound_labels: dataloader/README.md)."
+            )
+
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the random mirrors, in running workers too."""
+        """Set the epoch of the random changes, in running workers too."""
         self._epoch.fill_(epoch)
+
+    def _generator(self, draw: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, int(self._epoch), draw, purpose))
 
     def _mirrored(self, index: int) -> bool:
         return bool(np.random.default_rng((self.seed, int(self._epoch), index)).random() < 0.5)
@@ -234,6 +311,12 @@ def check_size(owner: str, key: str, value: Sequence[int], expected: str = "(hei
     if not isinstance(value, Sequence) or len(value) != 2 or not all(type(n) is int and n > 0 for n in value):
         raise ConfigError(f"{owner}: {key}={value!r}, expected {expected} in pixels.")
     return value[0], value[1]
+
+
+def _augment(owner: str, options: Mapping[str, Any]) -> "Augment":
+    from dataloader.augment import Augment  # imports torchvision, which nothing else here needs
+
+    return Augment(owner, options)
 
 
 def _flag(ones: int, length: int) -> Tensor:

@@ -1,8 +1,8 @@
 """AVSBench's Single-source (s4) and Multi-sources (ms3) layouts: binary masks of the sounding objects."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +33,12 @@ class BinaryDataset(AudioVisualDataset):
         cache_dir: for computed log-mels; None = `log_mel_cache` beside `dir_audio_wav`.
         flip: mirror training clips at random.
         single_frames: train on single labelled frames, see FrameItems.
-        seed: of the mirror.
+        seed: of the mirror, negatives and augmentation.
         max_seconds: longest sound that is read.
         sound_labels: JSON file with what sounds and what is visible in each clip, see `dataloader.off_screen`; None =
             `sound_labels.json` beside the table where it exists.
+        negatives: options of `dataloader.negatives.Negatives`, for training.
+        augment: options of `dataloader.augment.Augment`, for training.
     """
 
     columns: ClassVar[tuple[str | tuple[str, ...], ...]]
@@ -61,6 +63,8 @@ class BinaryDataset(AudioVisualDataset):
         seed: int = 0,
         max_seconds: float = MAX_SECONDS,
         sound_labels: str | None = None,
+        negatives: Mapping[str, Any] | None = None,
+        augment: Mapping[str, Any] | None = None,
     ) -> None:
         """See the class."""
         wav = Path(dir_audio_wav) if dir_audio_wav is not None else Path(dir_audio_log_mel).parent / "audio_wav"
@@ -78,6 +82,8 @@ class BinaryDataset(AudioVisualDataset):
             seed=seed,
             max_seconds=max_seconds,
             sound_labels=sound_labels,
+            negatives=negatives,
+            augment=augment,
         )
         self.num_labelled_frames = self.labelled_frames() if num_labelled_frames is None else num_labelled_frames
         if not 0 < self.num_labelled_frames <= num_frames:

@@ -150,6 +150,8 @@ class DataModule:
             shuffle: True for the order of training, False for the order of the table.
         """
         clips = self.dataset(split)
+        if shuffle:
+            clips.prepare()
         dataset: AudioVisualDataset | FrameItems = FrameItems(clips) if clips.single_frames and shuffle else clips
         batches = _EpochBatches(
             dataset,
@@ -172,7 +174,7 @@ class DataModule:
 
 
 class _EpochBatches(ClipBatchSampler):
-    """Passes the epoch on to the data set, for its random mirrors."""
+    """Passes the epoch on to the data set, for its random changes."""
 
     def __init__(self, dataset: "AudioVisualDataset | FrameItems", batch_size: int, **options: Any) -> None:
         super().__init__(len(dataset), batch_size, **options)

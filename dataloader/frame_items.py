@@ -14,7 +14,7 @@ class FrameItems(Dataset[dict[str, Any]]):
     Blocks that relate the frames of a clip cannot be trained so.
 
     Args:
-        dataset: of clips; its mirrors are drawn per frame here.
+        dataset: of clips; its random changes are drawn per frame here.
     """
 
     def __init__(self, dataset: AudioVisualDataset) -> None:
@@ -31,5 +31,5 @@ class FrameItems(Dataset[dict[str, Any]]):
         return self.dataset.read_item(clip, frame=frame, draw=index)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the random mirrors, in running workers too."""
+        """Set the epoch of the random changes, in running workers too."""
         self.dataset.set_epoch(epoch)

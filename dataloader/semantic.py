@@ -1,9 +1,9 @@
 """AVSBench's semantic layout (avss): masks of 71 classes for clips of 5 and 10 seconds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,10 +48,12 @@ class AVSSDataset(AudioVisualDataset):
         cache_dir: for computed log-mels; None = `log_mel_cache` in `dir_base`.
         flip: mirror training clips at random.
         single_frames: train on single labelled frames, see FrameItems.
-        seed: of the mirror.
+        seed: of the mirror, negatives and augmentation.
         max_seconds: longest sound that is read.
         sound_labels: JSON file with what sounds and what is visible in each clip, see `dataloader.off_screen`; None =
             `sound_labels.json` beside the table where it exists.
+        negatives: options of `dataloader.negatives.Negatives`, for training.
+        augment: options of `dataloader.augment.Augment`, for training.
     """
 
     task: ClassVar[str] = "avss"
@@ -78,6 +80,8 @@ class AVSSDataset(AudioVisualDataset):
         seed: int = 0,
         max_seconds: float = MAX_SECONDS,
         sound_labels: str | None = None,
+        negatives: Mapping[str, Any] | None = None,
+        augment: Mapping[str, Any] | None = None,
     ) -> None:
         """See the class."""
         if not 2 <= num_classes <= MAX_CLASSES:
@@ -96,6 +100,8 @@ class AVSSDataset(AudioVisualDataset):
             seed=seed,
             max_seconds=max_seconds,
             sound_labels=sound_labels,
+            negatives=negatives,
+            augment=augment,
         )
         self.resize_pred_mask = resize_pred_mask
         self.save_pred_mask_img_size = check_size(

@@ -35,9 +35,22 @@ class FrozenFeatures:
         self.per_frame = per_frame
         self._memory: dict[str, list[Tensor]] = {}
 
-    def __call__(self, clips: Tensor) -> list[Tensor]:
-        """Inputs of clips (B, T, ...) -> the outputs of the network, (B * T, ...) float32 each, on the same device."""
-        found = [self._features(clip) for clip in (clips.flatten(0, 1).unsqueeze(1) if self.per_frame else clips)]
+    def __call__(self, clips: Tensor, changed: Tensor | None = None) -> list[Tensor]:
+        """The network's outputs for clips.
+
+        Args:
+            clips: (B, T, ...).
+            changed: (B,) bool, with `per_frame` (B, T): True for augmented inputs, which do not come again: their
+                features are computed and not kept. None = none are.
+
+        Returns:
+            (B * T, ...) float32 each, on the same device.
+        """
+        parts = clips.flatten(0, 1).unsqueeze(1) if self.per_frame else clips
+        passing = [False] * len(parts) if changed is None else changed.flatten().tolist()
+        found = [
+            self._compute(part) if once else self._features(part) for part, once in zip(parts, passing, strict=True)
+        ]
         return [torch.cat(maps).to(clips.device) for maps in zip(*found, strict=True)]
 
     def _features(self, clip: Tensor) -> list[Tensor]:
@@ -85,9 +98,9 @@ class KnownFeatures:
         """Keyword arguments of the model's forward for a batch of the data module."""
         known: dict[str, Any] = {}
         if self.embeddings is not None:
-            known["embedding"] = self.embeddings(batch["log_mel"])[0]
+            known["embedding"] = self.embeddings(batch["log_mel"], batch.get("changed_sound"))[0]
         if self.maps is not None:
-            known["features"] = self.maps(batch["frames"])
+            known["features"] = self.maps(batch["frames"], batch.get("changed_frames"))
         return known
 
 

@@ -17,6 +17,7 @@ from model import build_model
 from model.checkpoint import check_weights
 from model.criterion import build_criterion
 from model.pretrained import fetch_missing, load_pretrained
+from scripts.engine.empty_masks import unlearnable_negatives
 from scripts.engine.fabric import (
     accelerator,
     all_reduce,
@@ -134,6 +135,8 @@ class Run:
         self.data.dataset("val")
         self.metrics = TaskMetrics(cfg.task, num_classes)
         self.criterion = build_criterion(cfg.loss, num_classes)
+        if message := unlearnable_negatives(self.data.dataset("train"), self.criterion):
+            warn(message)
         self.model = build_model(cfg.model)
         if self.data.dataset("train").single_frames and any(
             getattr(m, "temporal", False) for m in self.model.modules()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from model.vggish import VGGish
+from dataloader import build_dataset
+from dataloader.negatives import NOISES
 from model.checkpoint import weights_hash
-from scripts.engine.feature_cache import FrozenFeatures
+from model.vggish import VGGish
+from scripts.engine.feature_cache import FrozenFeatures, KnownFeatures
 from tests.runs import finish, make_data, write_config
 
 
@@ -114,3 +117,36 @@ def test_a_run_reads_the_maps_of_a_frozen_backbone(tmp_path: Path) -> None:
     assert not (tmp_path / "plain/work_dir/.backbone_cache").exists()
     assert len(losses[0]) == 4
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)  # this backbone has no stochastic depth
+
+
+def test_features_of_augmented_inputs_are_computed_and_not_kept(tmp_path: Path) -> None:
+    vggish = Counting(0)
+    cache = FrozenFeatures(vggish, tmp_path, in_memory=True, per_frame=True)
+    changed = torch.zeros(3, 5, dtype=torch.bool)
+    changed[1, 2:4] = True
+    first = cache(sounds(), changed)[0]
+    torch.testing.assert_close(first, vggish.vggish(sounds().flatten(0, 1)), rtol=1e-5, atol=1e-6)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == len(cache._memory) == 13 and vggish.calls == 15
+    assert torch.equal(cache(sounds(), changed)[0], first) and vggish.calls == 17  # the two changed windows again
+
+    maps = FrozenFeatures(TwoMaps(), tmp_path / "maps", in_memory=False)
+    known = KnownFeatures(cache, maps)
+    batch = {"log_mel": sounds(), "frames": torch.randn(3, 5, 3, 8, 8)}
+    known({**batch, "changed_sound": changed, "changed_frames": torch.tensor([True, False, True])})
+    assert len(list((tmp_path / "maps").rglob("*.safetensors"))) == 1
+    known(batch)
+    assert len(list((tmp_path / "maps").rglob("*.safetensors"))) == 3
+
+
+def test_negatives_come_again_from_the_cache(own: Path, splits: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    data = build_dataset({**splits(own, "ms3")["train"], "negatives": {"rate": 1.0}})
+    vggish = Counting(0)
+    known = KnownFeatures(FrozenFeatures(vggish, tmp_path, in_memory=True, per_frame=True), None)
+    calls = []
+    for epoch in range(90):
+        data.set_epoch(epoch)
+        known({"log_mel": torch.stack([item["log_mel"] for item in data])})
+        calls.append(vggish.calls)
+    # The clips' own windows, one of silence, and NOISES noises of five.
+    assert calls[-1] <= 4 * 5 + 1 + NOISES * 5
+    assert calls[-1] - calls[-30] < 30
