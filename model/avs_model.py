@@ -6,6 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.audio_norm import AudioNorm
 from model.head import ModelOutput
+from model.mask_classification import QueryMasks
 from utils.registry import MODELS
 
 
@@ -93,8 +94,9 @@ class AVSModel(nn.Module):
         out: ModelOutput = self.head(features, audio, frame_mask, frame_indices)
 
         mask = frame_mask if frame_mask is None or frame_indices is None else frame_mask[frame_indices]
-        logits, mask_feature = _mask_frames([out.logits, out.mask_feature], mask)
-        return ModelOutput(logits, mask_feature, out.aux_loss)
+        logits, mask_feature, *layer_logits = _mask_frames([out.logits, out.mask_feature, *out.layer_logits], mask)
+        query_masks = tuple(QueryMasks(*_mask_frames(list(found), mask)) for found in out.query_masks)
+        return ModelOutput(logits, mask_feature, out.aux_loss, tuple(layer_logits), query_masks)
 
     def _couples_frames(self) -> bool:
         """Whether frames influence each other, by the head's blocks or by batch statistics."""
@@ -161,4 +163,6 @@ def _check(log_mel: Tensor, frames: Tensor, input_shape: tuple[int, ...] | None)
 
 def _mask_frames(maps: list[Tensor], frame_mask: Tensor | None) -> list[Tensor]:
     """Zero the maps (N, ...) of padded frames."""
-    return maps if frame_mask is None else [x * frame_mask.to(x.dtype).view(-1, 1, 1, 1) for x in maps]
+    if frame_mask is None:
+        return maps
+    return [x * frame_mask.to(x.dtype).view(-1, *[1] * (x.dim() - 1)) for x in maps]

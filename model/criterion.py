@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.head import ModelOutput
+from utils.errors import ConfigError
 from utils.registry import MODELS, build, suggestion
 
 
@@ -70,13 +71,20 @@ class SegmentationLoss(nn.Module):
         mask_loss: for K = 1, 'dice' (published), 'bce', or 'bce_dice', the sum of both; for K > 1 it is cross entropy.
         mask_weight: weight of the mask loss.
         mix_weight: weight of the mix loss. The balance loss has its weight in the fusion block (`loss_coef`).
+        layer_weight: with `model.head.deep_supervision`, each decoder layer but the last adds this times its mask loss
+            (a sum over layers, as in DETR).
 
     Raises:
         ValueError: an unknown loss, a weight that is negative or not finite, or no classes.
     """
 
     def __init__(
-        self, num_classes: int, mask_loss: str = "dice", mask_weight: float = 1.0, mix_weight: float = 0.1
+        self,
+        num_classes: int,
+        mask_loss: str = "dice",
+        mask_weight: float = 1.0,
+        mix_weight: float = 0.1,
+        layer_weight: float = 1.0,
     ) -> None:
         super().__init__()
         if mask_loss not in BINARY_LOSSES:
@@ -87,8 +95,9 @@ class SegmentationLoss(nn.Module):
             raise ValueError(f"num_classes={num_classes} must be at least 1")
         self.num_classes = num_classes
         self.binary_loss = dice_loss if num_classes > 1 else BINARY_LOSSES[mask_loss]
-        self.mask_weight = _weight("mask_weight", mask_weight)
-        self.mix_weight = _weight("mix_weight", mix_weight)
+        self.mask_weight = non_negative("mask_weight", mask_weight)
+        self.mix_weight = non_negative("mix_weight", mix_weight)
+        self.layer_weight = non_negative("layer_weight", layer_weight)
 
     def forward(self, out: ModelOutput, masks: Tensor, label_mask: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted losses of one batch.
@@ -103,29 +112,25 @@ class SegmentationLoss(nn.Module):
             Without labelled frames the first two are 0.
 
         Raises:
+            ConfigError: the mask head classifies queries.
             ValueError: shapes do not fit together.
         """
         self._check(out, masks, label_mask)
         flag = masks.new_ones(len(masks)) if label_mask is None else label_mask.detach()
         flag = flag.to(out.logits.device, torch.float32)
-        num_labelled = self._normaliser(flag)
+        num_labelled = mean_over_processes(flag.sum(), self.training)
+        num_labelled = torch.where(num_labelled > 0, num_labelled, torch.ones_like(num_labelled))
 
-        logits, mask_feature = out.logits, out.mask_feature
-        if label_mask is not None:
-            # Removed instead of weighted by 0: NaN predictions of unlabelled frames must not reach the sums.
-            labelled = flag.nonzero().squeeze(1)
-            if len(labelled) < len(flag):
-                logits, mask_feature, masks, flag = (x[labelled] for x in (logits, mask_feature, masks, flag))
+        layers, mask_feature = [*out.layer_logits, out.logits], out.mask_feature
+        rows = labelled_rows(label_mask)
+        if rows is not None:
+            rows = rows.to(flag.device)
+            mask_feature, masks, flag, *layers = (x[rows] for x in (mask_feature, masks, flag, *layers))
 
-        foreground = masks > 0
-        if self.num_classes == 1:
-            mask_loss = self.binary_loss(logits.squeeze(1), foreground)  # (N,)
-        else:
-            mask_loss = cross_entropy_loss(logits, masks)
-        # Reduce over the last axis, so that the gradient stays channels_last.
-        mean = mask_feature.movedim(1, -1).float().mean(-1)[:, None]  # (N, 1, h, w)
-        mix_logits = F.interpolate(mean, size=masks.shape[-2:], mode="bilinear", align_corners=False)
-        mix_loss = self.binary_loss(mix_logits.squeeze(1), foreground)  # (N,)
+        *earlier, mask_loss = (self._mask_loss(logits, masks) for logits in layers)  # (N,)
+        for of_layer in earlier:
+            mask_loss = mask_loss + self.layer_weight * of_layer
+        mix_loss = self.binary_loss(mix_map(mask_feature, masks), masks > 0)  # (N,)
 
         losses = {
             "mask_loss": self.mask_weight * (mask_loss * flag).sum() / num_labelled,
@@ -134,22 +139,59 @@ class SegmentationLoss(nn.Module):
         }
         return {"total": torch.stack(list(losses.values())).sum(), **losses}
 
-    def _normaliser(self, flag: Tensor) -> Tensor:
-        """Number of labelled frames, averaged over the processes of a training step; never 0."""
-        labelled = flag.sum()
-        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(labelled)
-            labelled = labelled / torch.distributed.get_world_size()
-        return torch.where(labelled > 0, labelled, torch.ones_like(labelled))
+    def _mask_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
+        if self.num_classes == 1:
+            return self.binary_loss(logits.squeeze(1), masks > 0)
+        return cross_entropy_loss(logits, masks)
 
     def _check(self, out: ModelOutput, masks: Tensor, label_mask: Tensor | None) -> None:
+        if out.query_masks:
+            raise ConfigError(
+                "model.head.mask_head.type='MaskClassifier' is trained by matching: set "
+                "loss=dict(_delete_=True, type='MaskClassificationLoss')."
+            )
         frames, classes, *size = out.logits.shape
         if classes != self.num_classes:
             raise ValueError(f"logits have {classes} classes, the criterion was built for {self.num_classes}")
-        if tuple(masks.shape) != (frames, *size):
-            raise ValueError(f"masks of shape {tuple(masks.shape)} do not fit logits {tuple(out.logits.shape)}")
-        if label_mask is not None and tuple(label_mask.shape) != (frames,):
-            raise ValueError(f"label_mask of shape {tuple(label_mask.shape)} does not fit {frames} frames")
+        check_labels(frames, tuple(size), masks, label_mask)
+
+
+def mix_map(mask_feature: Tensor, masks: Tensor) -> Tensor:
+    """Logits of the mix loss: channel mean of the mask feature (N, C, h, w), upsampled to the masks' (N, H, W)."""
+    # Reduce over the last axis, so that the gradient stays channels_last.
+    mean = mask_feature.movedim(1, -1).float().mean(-1)[:, None]  # (N, 1, h, w)
+    return F.interpolate(mean, size=masks.shape[-2:], mode="bilinear", align_corners=False).squeeze(1)
+
+
+def labelled_rows(label_mask: Tensor | None) -> Tensor | None:
+    """Indices of labelled frames; None if all frames are labelled.
+
+    The others are removed instead of weighted by 0: NaN predictions of unlabelled frames must not reach the sums.
+    """
+    if label_mask is None:
+        return None
+    rows = label_mask.detach().nonzero().squeeze(1)
+    return rows if len(rows) < len(label_mask) else None
+
+
+def mean_over_processes(count: Tensor, training: bool) -> Tensor:
+    """A normaliser of the batch, averaged over the processes of a training step; changed in place."""
+    if training and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return count
+
+
+def check_labels(frames: int, size: tuple[int, ...], masks: Tensor, label_mask: Tensor | None) -> None:
+    """Check masks (N, H, W) and label_mask (N,) against the model's output.
+
+    Raises:
+        ValueError: their shapes do not fit.
+    """
+    if tuple(masks.shape) != (frames, *size):
+        raise ValueError(f"masks of shape {tuple(masks.shape)} do not fit {frames} frames of {size} pixels")
+    if label_mask is not None and tuple(label_mask.shape) != (frames,):
+        raise ValueError(f"label_mask of shape {tuple(label_mask.shape)} does not fit {frames} frames")
 
 
 def build_criterion(cfg: Mapping[str, Any], num_classes: int) -> nn.Module:
@@ -169,7 +211,8 @@ def build_criterion(cfg: Mapping[str, Any], num_classes: int) -> nn.Module:
     return criterion
 
 
-def _weight(name: str, value: float) -> float:
+def non_negative(name: str, value: float) -> float:
+    """The weight as a float; raises ValueError if it is negative, not finite or not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise ValueError(f"{name}={value!r} is not a weight; give a finite number from 0 up")
     return float(value)

@@ -7,16 +7,28 @@ import torch
 from torch import Tensor, nn
 
 from model.layers.initialisation import initialise
+from model.mask_classification import QueryMasks
 from model.transformer import Transformer
 from utils.registry import MODELS
 
 
 class ModelOutput(NamedTuple):
-    """Output for A frames: logits (A, K, H, W), fused mask feature (A, C, H / 4, W / 4), balance loss (scalar)."""
+    """Output for A frames.
+
+    Attributes:
+        logits: (A, K, H, W).
+        mask_feature: fused mask feature, (A, C, H / 4, W / 4).
+        aux_loss: balance loss (scalar).
+        layer_logits: with deep supervision, in training: logits (A, K, H, W) of each decoder layer but the last.
+        query_masks: of a mask head that classifies queries: classes and masks, as the logits are merged from; in
+            training with deep supervision, of every decoder layer, the last one last.
+    """
 
     logits: Tensor
     mask_feature: Tensor
     aux_loss: Tensor
+    layer_logits: tuple[Tensor, ...] = ()
+    query_masks: tuple[QueryMasks, ...] = ()
 
 
 @MODELS.register_module()
@@ -29,13 +41,16 @@ class SegHead(nn.Module):
         transformer: with an `encoder` of the pixels and a `decoder` of the queries.
         positional_encoding: of the pixels.
         pixel_decoder: finest map and memory -> mask feature.
-        mask_head: queries and mask feature -> logits.
+        mask_head: queries and mask feature -> logits; or -> QueryMasks, with a method `merge` that makes them logits.
         fusion_block: fuses audio into the mask feature; None leaves it out.
         num_queries: Q.
         use_learnable_queries: add a learned embedding to each query.
         embed_dim: C.
         valid_indices: backbone maps that the encoder reads.
         num_groups: groups of the input projections' GroupNorm.
+        deep_supervision: in training, predict masks from the queries of every decoder layer with the same mask head,
+            for losses on each (auxiliary losses of DETR, Carion et al., 2020). Costs a pass of the mask head per layer;
+            evaluation is unchanged.
     """
 
     def __init__(
@@ -52,6 +67,7 @@ class SegHead(nn.Module):
         embed_dim: int = 256,
         valid_indices: Sequence[int] = (1, 2, 3),
         num_groups: int = 32,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         if embed_dim % num_groups:
@@ -69,6 +85,7 @@ class SegHead(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.fusion_block = fusion_block
         self.mask_head = mask_head
+        self.deep_supervision = deep_supervision
         initialise(self)
         nn.init.normal_(self.level_embed)
 
@@ -118,8 +135,14 @@ class SegHead(nn.Module):
             mask_feature = mask_feature.movedim(1, 3)[frame_indices].movedim(3, 1)
         if self.learnable_query is not None:
             queries = queries + self.learnable_query.weight
-        queries = self.transformer.decoder(queries, memory)
-        return ModelOutput(self.mask_head(queries, mask_feature), mask_feature, aux_loss)
+        decoded = self.transformer.decoder(queries, memory)  # (A, Q, C) per layer
+        if not (self.deep_supervision and self.training):
+            decoded = decoded[-1:]
+        *earlier, last = (self.mask_head(queries, mask_feature) for queries in decoded)
+        if isinstance(last, Tensor):
+            return ModelOutput(last, mask_feature, aux_loss, layer_logits=tuple(earlier))
+        logits = self.mask_head.merge(last)  # type: ignore[operator]
+        return ModelOutput(logits, mask_feature, aux_loss, query_masks=(*earlier, last))
 
     def _position(self, shapes: tuple[tuple[int, int], ...], tokens: Tensor) -> Tensor:
         """Positional encoding plus level embedding of each pixel, (L, C), in the tokens' dtype."""

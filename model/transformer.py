@@ -144,11 +144,13 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.use_checkpoint = False
 
-    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
-        """Queries (N, Q, C) and memory (N, L, C) -> queries (N, Q, C)."""
+    def forward(self, queries: Tensor, memory: Tensor) -> list[Tensor]:
+        """Queries (N, Q, C) and memory (N, L, C) -> the queries (N, Q, C) after each layer, in order."""
+        decoded = []
         for layer in self.layers:
             queries = recompute(layer, queries, memory, enable=self.use_checkpoint and self.training)
-        return queries
+            decoded.append(queries)
+        return decoded or [queries]
 
 
 @MODELS.register_module()
@@ -161,7 +163,7 @@ class Transformer(nn.Module):
 
     Attributes:
         encoder: tokens, position, shapes -> memory; see Encoder.
-        decoder: queries, memory -> queries; see Decoder.
+        decoder: queries, memory -> queries after each layer; see Decoder.
     """
 
     def __init__(self, encoder_layers: Sequence[nn.Module], decoder_layers: Sequence[nn.Module]) -> None:

@@ -41,6 +41,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "av_fusion": {"type": "AVFusion", "num_heads": 2, "ffn_dim": 32},
         }
     },
+    "deep supervision": {"deep_supervision": True, "transformer": {"decoder": {"num_layers": 2, "layer": LAYER}}},
+    "mask classification": {"mask_head": {"_delete_": True, "type": "MaskClassifier"}},
+    "mask classification, maximum, every layer": {
+        "deep_supervision": True,
+        "transformer": {"decoder": {"num_layers": 2, "layer": LAYER}},
+        "mask_head": {"_delete_": True, "type": "MaskClassifier", "merge": "max", "hidden_dim": 8},
+    },
 }
 """Changes of the head that `tiny` takes: every query generator, fusion block and policy."""
 

@@ -25,6 +25,8 @@ def output(logits, mask_feature, aux_loss=0.0):
         logits=torch.as_tensor(logits).float(),
         mask_feature=torch.as_tensor(mask_feature).float(),
         aux_loss=torch.as_tensor(aux_loss),
+        layer_logits=(),
+        query_masks=(),
     )
 
 
@@ -123,9 +125,7 @@ def _uneven_gradients(rank, folder):
     flag = torch.tensor([1.0, 0, 1, 1])
     weight = torch.ones((), requires_grad=True)
     rows = slice(2 * rank, 2 * rank + 2)
-    local = SimpleNamespace(
-        logits=out.logits[rows] * weight, mask_feature=out.mask_feature[rows] * weight, aux_loss=out.aux_loss
-    )
+    local = output(out.logits[rows] * weight, out.mask_feature[rows] * weight, out.aux_loss)
     build_criterion({}, 5).train()(local, masks[rows], flag[rows])["total"].backward()
     torch.distributed.all_reduce(weight.grad)
     if rank == 0:
@@ -139,7 +139,7 @@ def test_two_processes_with_uneven_labels_give_one_processs_gradient(tmp_path):
     mp.start_processes(_uneven_gradients, args=(str(tmp_path),), nprocs=2, start_method="spawn")
     out, masks = random_batch(5)
     weight = torch.ones((), requires_grad=True)
-    whole = SimpleNamespace(logits=out.logits * weight, mask_feature=out.mask_feature * weight, aux_loss=out.aux_loss)
+    whole = output(out.logits * weight, out.mask_feature * weight, out.aux_loss)
     build_criterion({}, 5)(whole, masks, torch.tensor([1.0, 0, 1, 1]))["total"].backward()
     assert float(torch.load(tmp_path / "gradient.pt")) == pytest.approx(float(weight.grad), rel=1e-6)
 

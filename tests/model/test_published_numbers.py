@@ -52,7 +52,7 @@ def run(network: AVSModel, log_mel: Tensor, frames: Tensor, flag: Tensor | None)
             lambda _, __, out: seen.update(memory=out[:, ::64, ::16])
         ),
         network.head.transformer.decoder.register_forward_hook(
-            lambda _, __, out: seen.update(queries=out[:, ::30, ::16])
+            lambda _, __, out: seen.update(queries=out[-1][:, ::30, ::16])
         ),
     ]
     with torch.no_grad():
