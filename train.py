@@ -21,6 +21,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example process.train_epochs=3")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in the folder, and start anew")
+    parser.add_argument(
+        "--init-from", metavar="CHECKPOINT", help="start from the weights of another run, as far as they fit"
+    )
     return parser.parse_intermixed_args(arguments)
 
 
@@ -29,7 +32,12 @@ def main() -> int:
     options = parse()
     config = find_file(options.config, "the config")
     # Fabric starts the processes of further GPUs with these arguments, from the folder that is entered now.
-    sys.argv = [str(Path(__file__).resolve()), *(str(config) if x == options.config else x for x in sys.argv[1:])]
+    found = {options.config: str(config)}
+    if options.init_from is not None:
+        init_from = str(find_file(options.init_from, "the checkpoint of --init-from"))
+        found |= {options.init_from: init_from, f"--init-from={options.init_from}": f"--init-from={init_from}"}
+        options.init_from = init_from
+    sys.argv = [str(Path(__file__).resolve()), *(found.get(x, x) for x in sys.argv[1:])]
     os.chdir(ROOT)
     # Imported only now: --help and a mistyped path should not wait for torch.
     from scripts.engine.run import train
@@ -37,7 +45,7 @@ def main() -> int:
 
     cfg = load_config(config, options.overrides, options.task)
     ensure_data(cfg, config)
-    train(cfg, config.stem, resume=options.resume, overwrite=options.overwrite)
+    train(cfg, config.stem, resume=options.resume, overwrite=options.overwrite, init_from=options.init_from)
     return 0
 
 

@@ -17,6 +17,7 @@ from model import build_model
 from model.checkpoint import check_weights
 from model.criterion import build_criterion
 from model.pretrained import fetch_missing, load_pretrained
+from model.transfer import Transfer, initialise_from
 from scripts.engine.empty_masks import unlearnable_negatives
 from scripts.engine.fabric import (
     accelerator,
@@ -55,9 +56,12 @@ from utils.runtime import StopRequested, rank, warn
 from utils.schedules import build_schedule
 
 CONFIG_FILE = "config.py"
+INIT_FILE = "init_from.txt"
 
 
-def train(cfg: Any, name: str, *, resume: bool = False, overwrite: bool = False) -> Path:
+def train(
+    cfg: Any, name: str, *, resume: bool = False, overwrite: bool = False, init_from: str | Path | None = None
+) -> Path:
     """Train a config's model.
 
     Args:
@@ -65,6 +69,8 @@ def train(cfg: Any, name: str, *, resume: bool = False, overwrite: bool = False)
         name: of the config; the run's folder is `process.work_dir`/name.
         resume: go on from the run's last checkpoint, or start where there is none.
         overwrite: delete the run in the folder.
+        init_from: weights of another run to start from, see `model.transfer.initialise_from`; what they were and what
+            did not fit is written to `init_from.txt` in the run's folder.
 
     Returns:
         The run's folder.
@@ -74,8 +80,12 @@ def train(cfg: Any, name: str, *, resume: bool = False, overwrite: bool = False)
         StopRequested: a signal ended the run; its state is saved.
     """
     folder = Path(cfg.process.work_dir) / name
+    if resume and init_from is not None:
+        raise ConfigError(
+            "--resume and --init-from exclude each other: a resumed run goes on from its own last checkpoint."
+        )
     try:
-        return _train(cfg, name, folder, resume=resume, overwrite=overwrite)
+        return _train(cfg, name, folder, resume=resume, overwrite=overwrite, init_from=init_from)
     except OSError as error:
         explained = explain_write_error(error, folder)
         if explained is None:
@@ -83,7 +93,7 @@ def train(cfg: Any, name: str, *, resume: bool = False, overwrite: bool = False)
         raise explained from error
 
 
-def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) -> Path:
+def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool, init_from: str | Path | None) -> Path:
     console = Console(soft_wrap=True, highlight=False, quiet=rank() != 0)
     quiet_lightning()
     if rank() == 0:
@@ -93,12 +103,15 @@ def _train(cfg: Any, name: str, folder: Path, *, resume: bool, overwrite: bool) 
     found = find_resumable(folder, console.print) if resume else None
     if resume and found is None:
         console.print(f"{folder} holds no checkpoint yet: starting from the beginning")
-    run = Run(cfg, folder, found)
+    run = Run(cfg, folder, found, init_from)
     if rank() == 0:
         # Deleted and written by the first process alone, and only once data, model and machine are known to fit.
         if overwrite:
             empty(folder)
         write_atomically(folder / CONFIG_FILE, lambda file: file.write(str(cfg.pretty_text).encode()))
+        if (transfer := run.transfer) is not None:
+            write_atomically(folder / INIT_FILE, lambda file: file.write(transfer.describe(names=None).encode()))
+            console.print(transfer.describe(), markup=False)
     console.print(run.describe())
     run.fit(console, title=name)
     for file, best in run.best.best.items():
@@ -116,12 +129,19 @@ class Run:
         cfg: from `utils.config.load_config`.
         folder: of the run.
         found: path and contents of the checkpoint to go on from; None starts anew.
+        init_from: weights of another run to start from, over the pretrained ones; None for none.
 
     Raises:
         UserError: the parts cannot be built, or do not fit together or the checkpoint.
     """
 
-    def __init__(self, cfg: Any, folder: Path, found: tuple[Path, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        folder: Path,
+        found: tuple[Path, dict[str, Any]] | None = None,
+        init_from: str | Path | None = None,
+    ) -> None:
         self.cfg, self.process, self.folder = cfg, cfg.process, folder
         self.checkpoint = found[1] if found else None
         configure_torch(self.process)
@@ -151,9 +171,12 @@ class Run:
         }
         self.position = Position(order=order, precision=self.process.precision)
         self.best = BestWeights(folder, BEST_FILES[cfg.task])
+        self.transfer: Transfer | None = None
         if found is None:
             fetch_missing(cfg.model)
             load_pretrained(self.model, cfg.model)
+            if init_from is not None:
+                self.transfer = initialise_from(self.model, init_from)
         else:
             path, checkpoint = found
             check_order(checkpoint[RUN_KEY], order)

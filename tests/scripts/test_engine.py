@@ -20,7 +20,7 @@ from scripts.engine.logging import CsvLog
 from scripts.engine.loop import evaluates, forward, targets, to_device, train_one_epoch
 from scripts.engine.optimizer import build_optimizer
 from scripts.engine.resume import Position, check_order, find_resumable, read_checkpoint
-from scripts.engine.run import Run
+from scripts.engine.run import Run, train
 from scripts.engine.task_metrics import BEST_FILES, SCALARS, TaskMetrics
 from tests.runs import make_data, write_config
 from tests.support import example, tiny
@@ -82,6 +82,24 @@ def test_a_frozen_backbone_neither_moves_nor_decays_and_moves_afterwards(config:
     assert all(torch.equal(at_epoch_end[1][name], before[name]) for name in backbone)
     assert not torch.equal(at_epoch_end[1]["audio_proj.weight"], before["audio_proj.weight"])
     assert not all(torch.equal(at_epoch_end[2][name], before[name]) for name in backbone)
+
+
+def test_a_run_starts_from_another_runs_weights_and_records_what_did_not_fit(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [f"process.work_dir={tmp_path}", "process.train_epochs=1"]
+    first = train(load_config(config, overrides), "first")
+    trained = read_checkpoint(first / "last.ckpt")["state_dict"]
+    runs: list[Run] = []
+    monkeypatch.setattr(Run, "fit", lambda run, *_, **__: runs.append(run))
+    cfg = load_config(config, [*overrides, "model.head.num_queries=5"])
+    folder = train(cfg, "second", init_from=first / "last.ckpt")
+    weights = runs[0].model.state_dict()
+    reshaped = {"head.learnable_query.weight", "head.mask_head.layers.0.weight"}
+    assert {name for name, tensor in weights.items() if not torch.equal(tensor, trained[name])} == reshaped
+    written = (folder / "init_from.txt").read_text()
+    assert str(first / "last.ckpt") in written and "2 of another shape" in written
+    assert all(name in written for name in reshaped)
 
 
 @pytest.mark.parametrize("labels", [[1, 0, 0], [1, 1, 1], [0, 0, 0]])
