@@ -10,7 +10,7 @@ from utils.runtime import ROOT, ensure_data, find_checkpoint, find_file, run, sh
 
 SPLITS = ("train", "val", "test", "unseen")
 TRAINING_KEYS = ("negatives", "augment")
-SOUNDS = ("real", "silence", "noise", "shuffled", "off_screen")
+SOUNDS = ("real", "silence", "noise", "shuffled")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

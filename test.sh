@@ -12,9 +12,9 @@ usage: bash test.sh TASK CONFIG CHECKPOINT [options] [key=value ...]
   CONFIG        one of the configs below, or your own
   CHECKPOINT    weights, published or ours
   --split S     train, val, test (default) or unseen (stamps of other photographs and recordings)
-  --audio A     real (default), silence, noise, shuffled (each clip with the audio of another clip), or off_screen
-                (the audio of a clip of another group, of which nothing is visible)
-  --robust      score with the clips' own audio, silence, noise and off_screen: mIoU, F, painted pixels, G-mIoU, G-F
+  --audio A     real (default), silence, noise, or shuffled: each clip with the audio of another clip
+  --robust      score with the clips' own audio, silence, noise and the audio of clips of another group, of which nothing
+                is visible: mIoU, F, share of painted pixels, and their balance, G-mIoU and G-F
   --save-masks  write the predicted masks in the layout of AVSBench
   --oracle      score the masks of all objects, sounding or not, instead of CHECKPOINT (stamps data)
   key=value     any key of the config

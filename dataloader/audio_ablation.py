@@ -27,11 +27,12 @@ class ReplacedSound(Dataset[dict[str, Any]]):
         dataset: of frames and masks; its front end computes the log-mels.
         sound: 'silence' (the log-mel of zeros), 'noise' (white noise, drawn per clip), 'shuffled' (each clip gets the
             sound of another one; every sound is used once) or 'off_screen' (the sound of a clip of another group, see
-            `dataloader.off_screen`).
+            `dataloader.off_screen`; items then have the key `counted`, () bool: False, and silence, where no clip's
+            sound is off-screen in this one).
         seed: of all draws.
 
     Attributes:
-        other: number of the clip whose sound each clip gets, for 'shuffled' and 'off_screen'.
+        other: number of the clip whose sound each clip gets, for 'shuffled' and 'off_screen'; None where none fits.
         rules: rule of `Donors.candidates` -> number of clips, for 'off_screen'.
         labels: where the labels of 'off_screen' come from.
 
@@ -50,10 +51,10 @@ class ReplacedSound(Dataset[dict[str, Any]]):
         if sound == "off_screen":
             donors = Donors(dataset)
             chosen = [donors.choose(index, np.random.default_rng((seed, index))) for index in range(len(dataset))]
-            self.other = [other for other, _ in chosen]
+            self.other: list[int | None] = [other for other, _ in chosen]
             self.rules, self.labels = dict(Counter(rule for _, rule in chosen)), donors.source
         else:
-            self.other = derangement(len(dataset), seed)
+            self.other = list(derangement(len(dataset), seed))
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -65,14 +66,16 @@ class ReplacedSound(Dataset[dict[str, Any]]):
         real = len(self.dataset.clips[index].frames)
         replaced = torch.zeros_like(item["log_mel"])
         replaced[:real] = self._log_mel(index, real)
-        return {**item, "log_mel": replaced}
+        counted = {"counted": torch.tensor(self.other[index] is not None)} if self.sound == "off_screen" else {}
+        return {**item, "log_mel": replaced, **counted}
 
     def _log_mel(self, index: int, patches: int) -> Tensor:
-        if self.sound in ("shuffled", "off_screen"):
-            return repeated(self.dataset.read_log_mel(self.dataset.clips[self.other[index]]), patches)
-        if self.sound == "silence":
-            return silence(self.dataset.front_end, patches)
-        return white_noise(self.dataset.front_end, patches, step_seed(self.seed, index))
+        other = self.other[index]
+        if self.sound in ("shuffled", "off_screen") and other is not None:
+            return repeated(self.dataset.read_log_mel(self.dataset.clips[other]), patches)
+        if self.sound == "noise":
+            return white_noise(self.dataset.front_end, patches, step_seed(self.seed, index))
+        return silence(self.dataset.front_end, patches)
 
 
 def repeated(log_mel: Tensor, patches: int) -> Tensor:

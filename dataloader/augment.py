@@ -40,7 +40,7 @@ class Augment:
         options:
             mix: dict(rate, level_db=(-12, 0)): with probability `rate` the sound of another clip is added, of which no
                 sounding label is visible in this one (`Donors`), at an RMS relative to this clip's drawn from
-                `level_db`. Nothing is added where the labels leave no such clip or are unknown.
+                `level_db`. Nothing is added where the labels leave no such clip.
             gain_db: largest change of the clip's level, either way, dB.
             shift_seconds: largest shift of the sound within each window, either way, circular; up to 0.9.
             spec_augment: dict(time=0.2, frequency=0.2): largest share of a log-mel's frames and bands that is replaced
@@ -119,7 +119,7 @@ class Augment:
         turns = rng.integers(2**32, size=2).tolist()
         level, gain = rng.uniform(*self.mix_level), rng.uniform(-self.gain_db, self.gain_db)
         shift = rng.uniform(-self.shift_seconds, self.shift_seconds)
-        donor = self._donor(dataset, index, np.random.default_rng(turns[0])) if mixed else None
+        donor = dataset.donors.choose(index, np.random.default_rng(turns[0]))[0] if mixed else None
         changed = torch.zeros(len(seconds), dtype=torch.bool)
         if source is not None and (donor is not None or self.gain_db or self.shift_seconds):
             heard = [second % len(dataset.clips[source].frames) for second in seconds]
@@ -161,10 +161,6 @@ class Augment:
             frames = F.affine(frames, interpolation=InterpolationMode.BILINEAR, **options)
             masks = F.affine(masks, interpolation=InterpolationMode.NEAREST, **options)
         return frames, masks, changed
-
-    def _donor(self, dataset: "AudioVisualDataset", index: int, rng: np.random.Generator) -> int | None:
-        other, rule = dataset.donors.choose(index, rng)
-        return None if rule == "any" else other
 
     def _masked(self, front_end: FrontEnd, log_mel: Tensor, changed: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """SpecAugment: one band of frames and one of frequencies of each window that is not silent, set to silence."""

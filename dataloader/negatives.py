@@ -76,9 +76,8 @@ class Negatives:
         if chance >= self.rate:
             return None
         if kind == "off_screen":
-            donors = dataset.donors
-            other, rule = donors.choose(index, np.random.default_rng(turn))
-            if rule != "any" or donors.labels is None:
+            other, _ = dataset.donors.choose(index, np.random.default_rng(turn))
+            if other is not None:
                 return repeated(dataset.read_log_mel(dataset.clips[other]), patches), other
         if kind == "noise":
             return fixed_noise(dataset.front_end, dataset.num_frames, dataset.seed, turn % NOISES)[:patches], None

@@ -127,7 +127,8 @@ class Donors:
 
         Rules: 'group': they sound, no label of theirs is visible in the clip, all their labels have a group, and none
         is of the clip's groups or of their least suitable ones. 'label', where there is none or no group is known: no
-        label of theirs is visible, and no group is a least suitable one. 'any', else: all other clips.
+        label of theirs is visible, and no group is a least suitable one. 'none': there are none. 'any', where no labels
+        are known: all other clips.
         """
         others = np.arange(self.count) != index
         if self.labels is None:
@@ -139,14 +140,12 @@ class Donors:
             of_other_groups = fitting & self._grouped & ~(self._groups & own).any(1)
             if of_other_groups.any():
                 return np.flatnonzero(of_other_groups), "group"
-        if fitting.any():
-            return np.flatnonzero(fitting), "label"
-        return np.flatnonzero(others), "any"
+        return np.flatnonzero(fitting), "label" if fitting.any() else "none"
 
-    def choose(self, index: int, rng: np.random.Generator) -> tuple[int, str]:
-        """One of a clip's candidates, drawn evenly, and its rule."""
+    def choose(self, index: int, rng: np.random.Generator) -> tuple[int | None, str]:
+        """One of a clip's candidates, drawn evenly, or None where there are none, and its rule."""
         candidates, rule = self.candidates(index)
-        return int(rng.choice(candidates)), rule
+        return (int(rng.choice(candidates)) if len(candidates) else None), rule
 
 
 def _labels_of_the_task(dataset: "AudioVisualDataset", table: Path) -> tuple[list[frozenset[str]] | None, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ from scripts.engine.testing import SHEET_CLIPS, Predictor, evenly, one_pass
 from scripts.engine.visualize import SoundsRow, predicted_classes, save_sounds_sheet
 from utils.metrics import balanced_score
 
-CONDITIONS = ("own", "silence", "noise", "off_screen")
-NEGATIVES = CONDITIONS[1:]
+NEGATIVES = ("silence", "noise", "off_screen")
 BALANCED = {
     "s4": ("miou", "f_score", "f_score_per_batch"),
     "ms3": ("miou", "f_score", "f_score_per_batch"),
@@ -36,6 +36,7 @@ _HEADINGS = {
     "f_dataset": "F of set",
     "fpr": "FPR",
 }
+_RULES = {"group": "of another group", "label": "of another label", "any": "of any other clip", "none": "left out"}
 _TITLES = {"own": "own sound", "silence": "silence", "noise": "white noise", "off_screen": "off-screen"}
 
 
@@ -54,7 +55,8 @@ def score_robust(
 
     All four are scored against the clips' own masks, as in AVSBench-Robust, so that the scores of the last three should
     be low. They are not 0 where nothing is painted: mIoU counts frames without object as rightly empty, and F is the
-    best of 255 thresholds, of which the first, 0, predicts all pixels.
+    best of 255 thresholds, of which the first, 0, predicts all pixels. Clips in which no other clip's sound is
+    off-screen are left out of `off_screen`; where that is all of them, there is no such condition.
 
     Args:
         predictor: what is scored.
@@ -68,19 +70,24 @@ def score_robust(
 
     Returns:
         `conditions`: name -> scores and `fpr`. `balanced`: name of a negative condition, or 'mean' for the mean score
-        over the three -> name of the score -> G, see `utils.metrics.balanced_score`. `off_screen`: the source of the
-        labels, the number of clips by rule of choice, and `sounds`: clip -> clip whose sound it gets.
+        over all of them -> name of the score -> G, see `utils.metrics.balanced_score`. `off_screen`: the source of the
+        labels, the number of clips by rule of choice, and `sounds`: clip -> clip whose sound it gets, None
+        where it is left out.
 
     Raises:
         DataError: the split has a single clip, or files of it cannot be read.
     """
     sounds = {name: ReplacedSound(dataset, name, seed) for name in NEGATIVES}
     off_screen = sounds["off_screen"]
-    donor_of = {index: dataset.clips[other].name for index, other in enumerate(off_screen.other)}
+    if not any(other is not None for other in off_screen.other):
+        del sounds["off_screen"]
+    donor_of = {
+        index: None if other is None else dataset.clips[other].name for index, other in enumerate(off_screen.other)
+    }
     sheet = _Sheet(evenly(len(dataset), SHEET_CLIPS), dataset.num_frames, donor_of)
     metrics = RobustMetrics(task, dataset.num_classes)
     conditions = {}
-    for name in CONDITIONS:
+    for name in ("own", *sounds):
         conditions[name] = one_pass(
             predictor,
             dataset,
@@ -106,15 +113,15 @@ def score_robust(
 def balanced_scores(
     conditions: Mapping[str, Mapping[str, float]], names: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
-    """G of some scores, for each negative condition and for the mean of the three.
+    """G of some scores, for each negative condition and for the mean over them.
 
     Args:
         conditions: of `CONDITIONS`, each with its scores.
         names: of the scores.
     """
     own = conditions["own"]
-    negative = {name: {score: conditions[name][score] for score in names} for name in NEGATIVES}
-    negative["mean"] = {score: sum(negative[name][score] for name in NEGATIVES) / len(NEGATIVES) for score in names}
+    negative = {name: {score: values[score] for score in names} for name, values in conditions.items() if name != "own"}
+    negative["mean"] = {score: fmean(values[score] for values in negative.values()) for score in names}
     return {
         name: {score: balanced_score(own[score], values[score]) for score in names} for name, values in negative.items()
     }
@@ -130,20 +137,21 @@ def robust_table(scores: Mapping[str, Any], title: str) -> Table:
         table.add_column(_HEADINGS[name], justify="right")
     for name in balanced["mean"]:
         table.add_column(f"G {_HEADINGS[name]}", justify="right")
-    for condition in CONDITIONS:
+    negatives = [condition for condition in conditions if condition != "own"]
+    for condition in conditions:
         values = [f"{100 * conditions[condition][name]:.2f}" for name in shown]
         values += [f"{100 * value:.2f}" for value in balanced.get(condition, {}).values()]
-        table.add_row(_TITLES[condition], *values, end_section=condition in (CONDITIONS[0], CONDITIONS[-1]))
-    mean = [sum(conditions[condition][name] for condition in NEGATIVES) / len(NEGATIVES) for name in shown]
+        table.add_row(_TITLES[condition], *values, end_section=condition in ("own", negatives[-1]))
+    mean = [fmean(conditions[condition][name] for condition in negatives) for name in shown]
     values = [f"{100 * value:.2f}" for value in (*mean, *balanced["mean"].values())]
-    table.add_row(f"mean of {len(NEGATIVES)}", *values)
+    table.add_row(f"mean of {len(negatives)}", *values)
     return table
 
 
 class _Sheet:
     """Frames of some clips and their predictions, gathered in several passes over a split."""
 
-    def __init__(self, clips: list[int], num_frames: int, donor_of: Mapping[int, str]) -> None:
+    def __init__(self, clips: list[int], num_frames: int, donor_of: Mapping[int, str | None]) -> None:
         self.clips, self.num_frames, self.donor_of = clips, num_frames, donor_of
         self._frames: dict[tuple[int, int], tuple[str, Tensor, Tensor | None]] = {}
         self._predictions: dict[tuple[int, int], dict[str, Tensor]] = {}
@@ -166,7 +174,11 @@ class _Sheet:
 
     def rows(self) -> list[SoundsRow]:
         return [
-            SoundsRow(*self._frames[key], self._predictions[key], {_TITLES["off_screen"]: self.donor_of[key[0]]})
+            SoundsRow(
+                *self._frames[key],
+                self._predictions[key],
+                {_TITLES["off_screen"]: self.donor_of[key[0]] or "left out: no sound is off-screen"},
+            )
             for key in sorted(self._frames)
         ]
 
@@ -185,7 +197,7 @@ def shown_frames(masks: Tensor, real: Tensor) -> list[int]:
 
 
 def _caption(scores: Mapping[str, Any]) -> str:
-    rules = ", ".join(f"{count} by {rule}" for rule, count in sorted(scores["off_screen"]["rules"].items()))
+    rules = ", ".join(f"{count} {_RULES[rule]}" for rule, count in sorted(scores["off_screen"]["rules"].items()))
     return (
         "mIoU, F: AVSBench's, over frames. J, F of set: CAVP's, pixels summed over\n"
         "the data set. FPR: pixels painted. G: harmonic mean of the score with the\n"

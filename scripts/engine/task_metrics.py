@@ -118,7 +118,17 @@ class RobustMetrics(TaskMetrics):
         self.dataset_scores, self.painted = DatasetScores(num_classes), PaintedShare()
 
     def update(self, logits: Tensor, batch: dict[str, Any], first_clip: int) -> None:
-        """See TaskMetrics; pixels are summed over labelled frames, and the painted share is of all real frames."""
+        """See TaskMetrics; pixels are summed over labelled frames, and the painted share is of all real frames.
+
+        Clips flagged False by `batch["counted"]`, (B,) bool, are left out.
+        """
+        counted = batch.get("counted")
+        if counted is not None:
+            frames = len(logits) // len(counted)
+            for clip in torch.nonzero(counted).flatten().tolist():
+                alone = {key: value[clip : clip + 1] for key, value in batch.items() if key != "counted"}
+                self.update(logits[clip * frames : (clip + 1) * frames], alone, first_clip + clip)
+            return
         super().update(logits, batch, first_clip)
         masks = batch["masks"].flatten(0, 1)
         self.dataset_scores.update(logits, masks, batch["gt_temporal_mask_flag"].flatten())

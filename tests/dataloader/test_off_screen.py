@@ -71,7 +71,7 @@ def test_training_takes_any_sound_that_no_visible_object_makes(tmp_path: Path) -
 def test_without_groups_the_labels_must_differ_and_without_labels_any_clip_will_do(tmp_path: Path) -> None:
     clips = {"a": heard("x", also=("y",)), "b": heard("y"), "c": heard("z"), "d": heard("x")}
     assert donors_of(dataset(tmp_path, clips), "a") == ({"c"}, "label")
-    assert donors_of(dataset(tmp_path, {"a": heard("x"), "b": heard("x")}), "a") == ({"b"}, "any")
+    assert donors_of(dataset(tmp_path, {"a": heard("x"), "b": heard("x")}), "a") == (set(), "none")
     with pytest.raises(DataError, match="two clips or more"):
         Donors(dataset(tmp_path, {"a": heard("x")}))
 
@@ -137,15 +137,18 @@ def test_every_task_hears_off_screen_sounds_with_and_without_a_labels_file(
     items = ReplacedSound(data, "off_screen", 3)
     assert items.labels.endswith("sound_labels.json") and sum(items.rules.values()) == len(data)
     for index, other in enumerate(items.other):
-        item, clip, donor = items[index], data.clips[index], data.clips[other]
-        log_mel = data.read_log_mel(donor)
+        item, clip = items[index], data.clips[index]
         real = len(clip.frames)
-        assert other != index
+        assert other != index and bool(item["counted"]) == (other is not None)
+        if other is None:
+            continue
+        donor = data.clips[other]
+        log_mel = data.read_log_mel(donor)
         assert torch.equal(item["log_mel"][:real], log_mel[torch.arange(real) % len(log_mel)])
         assert not item["log_mel"][real:].any() and torch.equal(item["masks"], data[index]["masks"])
-        if "any" not in items.rules:
-            visible, sounding = (content["clips"][c.name][k] for c, k in ((clip, "visible"), (donor, "sounding")))
-            assert not set(visible) & set(sounding)
+        visible, sounding = (content["clips"][c.name][k] for c, k in ((clip, "visible"), (donor, "sounding")))
+        assert not set(visible) & set(sounding)
+    assert items.rules.get("none", 0) < len(data)
 
 
 def test_ms3_takes_its_labels_from_the_table_of_avss(own: Path, splits: Splits) -> None:

@@ -15,10 +15,11 @@ from rich.console import Console
 from torch import Tensor
 
 from dataloader import AudioVisualDataset, build_dataset
-from scripts.engine.robust import BALANCED, CONDITIONS, balanced_scores, robust_table, score_robust, shown_frames
+from scripts.engine.robust import BALANCED, balanced_scores, robust_table, score_robust, shown_frames
 from scripts.engine.task_metrics import DATASET_SCALARS, SCALARS
 from tests.runs import write_config
 
+CONDITIONS = ("own", "silence", "noise", "off_screen")
 Splits = Callable[..., dict[str, Any]]
 
 
@@ -122,3 +123,43 @@ def test_the_train_split_is_scored_without_negatives_and_augmentation(drawn: Pat
     kept, where = split_config(cfg, "train")
     assert "negatives" not in kept and where == "dataset.train" and kept["type"] == "MS3Dataset"
     assert json.dumps(kept)
+
+
+def test_clips_without_an_off_screen_sound_are_left_out_of_that_condition(
+    own: Path, splits: Splits, tmp_path: Path
+) -> None:
+    dataset = build_dataset(splits(own, "avss", batch_size=2)["test"])
+    first, second, third = (clip.name for clip in dataset.clips)
+
+    def write(sounding: tuple[str, str, str]) -> dict[str, Any]:
+        clips = {name: {"sounding": [label]} for name, label in zip((first, second, third), sounding, strict=True)}
+        (own / "AVSS/sound_labels.json").write_text(json.dumps({"clips": clips}))
+        painter = Painter(dataset, listens=False)
+        return score_robust(painter, dataset, task="avss", folder=tmp_path, title="t", seed=0)
+
+    found = write(("x", "x", "y"))
+    assert found["off_screen"]["sounds"][first] == found["off_screen"]["sounds"][second] == third
+    assert found["off_screen"]["rules"] == {"label": 3}
+    clips = json.loads((own / "AVSS/sound_labels.json").read_text())["clips"]
+    clips[first]["visible"] = ["x", "y"]
+    (own / "AVSS/sound_labels.json").write_text(json.dumps({"clips": clips}))
+    dataset = build_dataset(splits(own, "avss", batch_size=2)["test"])
+    painter = Painter(dataset, listens=False)
+    found = score_robust(painter, dataset, task="avss", folder=tmp_path, title="t", seed=0)
+    assert found["off_screen"]["sounds"][first] is None and found["off_screen"]["rules"] == {"none": 1, "label": 2}
+    share = [
+        float((dataset[index]["masks"][: len(clip.frames)] > 0).float().mean())
+        for index, clip in enumerate(dataset.clips)
+    ]
+    frames = [len(clip.frames) for clip in dataset.clips]
+    fpr = {name: values["fpr"] for name, values in found["conditions"].items()}
+    assert fpr["own"] == fpr["silence"] == pytest.approx(np.average(share, weights=frames))
+    assert fpr["off_screen"] == pytest.approx(np.average(share[1:], weights=frames[1:]))
+
+    found = write(("x", "x", "x"))
+    assert set(found["conditions"]) == {"own", "silence", "noise"} and set(found["balanced"]) == {
+        "silence",
+        "noise",
+        "mean",
+    }
+    Console(record=True).print(robust_table(found, "title"))
