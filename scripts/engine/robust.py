@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -116,7 +117,7 @@ def balanced_scores(
     """G of some scores, for each negative condition and for the mean over them.
 
     Args:
-        conditions: of `CONDITIONS`, each with its scores.
+        conditions: `own` and the negative ones, each with its scores.
         names: of the scores.
     """
     own = conditions["own"]
@@ -130,7 +131,14 @@ def balanced_scores(
 def robust_table(scores: Mapping[str, Any], title: str) -> Table:
     """One row per sound, in percent, for the terminal; G stands in the rows of the other sounds and of their mean."""
     conditions, balanced = scores["conditions"], scores["balanced"]
-    table = Table(title=title, title_justify="left", caption=_caption(scores), caption_justify="left")
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=_caption(scores),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,  # 80 columns hold all scores
+    )
     table.add_column("%", no_wrap=True)
     shown = [name for name in conditions["own"] if name in _HEADINGS]
     for name in shown:
@@ -139,11 +147,11 @@ def robust_table(scores: Mapping[str, Any], title: str) -> Table:
         table.add_column(f"G {_HEADINGS[name]}", justify="right")
     negatives = [condition for condition in conditions if condition != "own"]
     for condition in conditions:
-        values = [f"{100 * conditions[condition][name]:.2f}" for name in shown]
-        values += [f"{100 * value:.2f}" for value in balanced.get(condition, {}).values()]
-        table.add_row(_TITLES[condition], *values, end_section=condition in ("own", negatives[-1]))
+        values = [f"{100 * conditions[condition][name]:.1f}" for name in shown]
+        values += [f"{100 * value:.1f}" for value in balanced.get(condition, {}).values()]
+        table.add_row(_TITLES[condition], *values)
     mean = [fmean(conditions[condition][name] for condition in negatives) for name in shown]
-    values = [f"{100 * value:.2f}" for value in (*mean, *balanced["mean"].values())]
+    values = [f"{100 * value:.1f}" for value in (*mean, *balanced["mean"].values())]
     table.add_row(f"mean of {len(negatives)}", *values)
     return table
 

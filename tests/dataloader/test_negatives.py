@@ -16,7 +16,9 @@ from dataloader.negatives import NOISES, fixed_noise
 from model.criterion import SegmentationLoss
 from scripts.engine.empty_masks import unlearnable_negatives
 from tests.dataloader.test_off_screen import write_labels
+from utils.config import load_config
 from utils.errors import ConfigError
+from utils.runtime import shipped_configs
 
 Splits = Callable[..., dict[str, Any]]
 
@@ -158,3 +160,12 @@ def test_a_loss_without_a_gradient_in_empty_masks_is_told_of(
     assert unlearnable_negatives(train(drawn, splits), SegmentationLoss(1)) is None
     semantic = train(drawn, splits, "avss", negatives={"rate": 0.1})
     assert unlearnable_negatives(semantic, SegmentationLoss(71)) is None
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in shipped_configs() if "_stamps" not in path and "/ablation/" not in path]
+)
+def test_configs_of_published_models_change_no_clip(path: str) -> None:
+    if "_best_" not in path:
+        train_cfg = load_config(path).dataset.train
+        assert not {"negatives", "augment", "sound_labels"} & set(train_cfg)
