@@ -1,6 +1,6 @@
 """Query generators: the diversity loss, queries from pixels, and every leaf of config/ablation at a small size."""
 
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
@@ -10,11 +10,12 @@ from model import build_model
 from model.criterion import build_criterion
 from model.query_generators import diversity_loss
 from tests.support import VARIANTS, example, tiny
-from utils.config import SECTIONS, load_config
+from utils.config import SECTIONS, check_classes, load_config
 from utils.errors import ConfigError
 from utils.runtime import ROOT
 
-ABLATIONS = sorted(path.name for path in (ROOT / "config/ablation").glob("*.py"))
+FOLDER = ROOT / "config/ablation"
+ABLATIONS = sorted(path.name for path in FOLDER.glob("*.py"))
 SMALLER: dict[str, Any] = {"num_layers": 1, "layer": {"ffn_dim": 32, "num_heads": 4}}
 
 
@@ -105,10 +106,9 @@ def shrunk(cfg: Any) -> Any:
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_ablation_takes_a_step(name: str) -> None:
-    path = Path("config/ablation") / name
-    cfg = load_config(ROOT / path)
-    text = (ROOT / path).read_text()
-    assert text.startswith(f'"""bash train.sh {cfg.task} {path}\n'), "the docstring holds the command"
+    cfg = load_config(FOLDER / name)
+    text = (FOLDER / name).read_text()
+    assert text.startswith(f'"""bash train.sh {cfg.task} config/ablation/{name}\n'), "the docstring holds the command"
     torch.manual_seed(0)
     model = build_model(shrunk(cfg.model)).train()
     frames = cfg.model.num_frames
@@ -120,10 +120,19 @@ def test_every_ablation_takes_a_step(name: str) -> None:
     assert not [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
 
 
+@pytest.mark.parametrize("name", [name for name in ABLATIONS if "backbone=" in (FOLDER / name).read_text()])
+def test_a_leafs_own_backbone_builds_at_full_size(name: str) -> None:
+    cfg = load_config(FOLDER / name)
+    check_classes(cfg)
+    with torch.device("meta"):  # shapes without weights
+        model = build_model(cfg.model)
+    assert len((model.neck or model.backbone).channels) == 4  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_differs_from_its_base(name: str) -> None:
-    leaf = load_config(ROOT / "config/ablation" / name)
-    path = max((ROOT / "config" / leaf.task).glob("*.py"), key=lambda path: name.startswith(path.stem) * len(path.stem))
-    assert name.startswith(path.stem), "a leaf's name begins with that of its base"
-    base = load_config(path)
-    assert any(leaf[section] != base[section] for section in SECTIONS)
+    leaf = load_config(FOLDER / name)
+    base = re.search(r'_base_ = \["((?:\.\./[a-z0-9]+|\.)/\w+\.py)"\]', (FOLDER / name).read_text())
+    assert base is not None, "a leaf of config/ablation has one base, another leaf"
+    published = load_config(FOLDER / base[1])
+    assert any(leaf[section] != published[section] for section in SECTIONS)
