@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers.recompute import recompute
-from utils.registry import MODELS, suggestion
+from utils.registry import MODELS
 
 EPS = 1e-2
 """Distance of p from 1, and in binary logits from 0: near 1 the float32 logarithm of 1 - p amplifies rounding."""
@@ -15,7 +15,6 @@ FLOOR = 1e-6
 """Least probability of a class before its logarithm."""
 CHUNK_VALUES = 2**22
 """Values of upsampled masks, about, that are held at a time."""
-MERGES = ("sum", "max")
 
 
 class QueryMasks(NamedTuple):
@@ -43,17 +42,16 @@ class MaskClassifier(nn.Module):
     segment to find, the largest of all.
 
     Merging (`merge`): p_k of a pixel is the sum over queries of P(class = k) * sigmoid(mask), the semantic inference of
-    MaskFormer, or their maximum. The masks are upsampled first, as logits.
+    MaskFormer. The masks are upsampled first, as logits.
 
     Args:
         embed_dim: C.
         num_classes: K; 1 for binary segmentation, else with background as class 0.
         hidden_dim: width of the MLP, C if None.
         scale_factor: upsampling factor from mask feature to logits.
-        merge: 'sum', or 'max', which many queries of low confidence cannot raise above the threshold together.
 
     Raises:
-        ValueError: a size below 1, or an unknown merge.
+        ValueError: a size below 1.
     """
 
     def __init__(
@@ -62,18 +60,14 @@ class MaskClassifier(nn.Module):
         num_classes: int = 1,
         hidden_dim: int | None = None,
         scale_factor: int = 4,
-        merge: str = "sum",
     ) -> None:
         super().__init__()
-        if merge not in MERGES:
-            raise ValueError(f"merge={merge!r} is not a way to merge queries; {suggestion(str(merge), list(MERGES))}")
         hidden_dim = embed_dim if hidden_dim is None else hidden_dim
         for name, size in (("num_classes", num_classes), ("hidden_dim", hidden_dim), ("scale_factor", scale_factor)):
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
         self.num_classes = num_classes
         self.scale_factor = scale_factor
-        self.merge_by = merge
         self.classify = nn.Linear(embed_dim, num_foreground(num_classes) + 1)
         self.embed = nn.Sequential(
             nn.Linear(embed_dim, hidden_dim),
@@ -112,19 +106,12 @@ class MaskClassifier(nn.Module):
             probability = class_logits.float().softmax(-1)[..., :-1]  # (A, Q, F)
             scale = float(self.scale_factor)
             masks = F.interpolate(mask_logits.float(), scale_factor=scale, mode="bilinear").sigmoid()  # (A, Q, H, W)
-            foreground = self._foreground(probability, masks)  # (A, F, H, W)
+            foreground = (probability.transpose(1, 2) @ masks.flatten(2)).unflatten(2, masks.shape[-2:])  # (A, F, H, W)
             if self.num_classes == 1:
                 return foreground.clamp(EPS, 1 - EPS).logit()
             claimed = probability.sum(-1)[..., None, None] * masks  # (A, Q, H, W)
             background = torch.log1p(-claimed.clamp(max=1 - EPS)).sum(1, keepdim=True)
             return torch.cat([background, foreground.clamp(min=FLOOR).log()], dim=1)
-
-    def _foreground(self, probability: Tensor, masks: Tensor) -> Tensor:
-        """Probabilities (A, Q, F) and masks (A, Q, H, W) -> p_k, (A, F, H, W)."""
-        if self.merge_by == "sum":
-            return (probability.transpose(1, 2) @ masks.flatten(2)).unflatten(2, masks.shape[-2:])
-        scores = [(of_class[..., None, None] * masks).amax(1) for of_class in probability.unbind(-1)]
-        return torch.stack(scores, dim=1)
 
 
 def num_foreground(num_classes: int) -> int:

@@ -43,10 +43,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "deep supervision": {"deep_supervision": True, "transformer": {"decoder": {"num_layers": 2, "layer": LAYER}}},
     "mask classification": {"mask_head": {"_delete_": True, "type": "MaskClassifier"}},
-    "mask classification, maximum, every layer": {
+    "mask classification, every layer": {
         "deep_supervision": True,
         "transformer": {"decoder": {"num_layers": 2, "layer": LAYER}},
-        "mask_head": {"_delete_": True, "type": "MaskClassifier", "merge": "max", "hidden_dim": 8},
+        "mask_head": {"_delete_": True, "type": "MaskClassifier", "hidden_dim": 8},
     },
 }
 """Changes of the head that `tiny` takes: every query generator, fusion block and policy."""

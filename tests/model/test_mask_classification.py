@@ -53,8 +53,6 @@ def test_the_semantic_sum_of_one_pixel_by_hand() -> None:
     found = QueryMasks(probability.log(), masks)
     logits = MaskClassifier(embed_dim=4, scale_factor=1).merge(found)
     assert float(logits) == pytest.approx(logit(0.6 * 0.9 + 0.3 * 0.2), abs=1e-5)
-    logits = MaskClassifier(embed_dim=4, scale_factor=1, merge="max").merge(found)
-    assert float(logits) == pytest.approx(logit(0.6 * 0.9), abs=1e-5)
 
 
 def test_the_semantic_sum_of_several_classes_by_hand() -> None:
@@ -65,13 +63,12 @@ def test_the_semantic_sum_of_several_classes_by_hand() -> None:
     torch.testing.assert_close(logits.flatten(), expected)
 
 
-@pytest.mark.parametrize("merge", ["sum", "max"])
 @pytest.mark.parametrize("num_classes", [1, 4])
-def test_queries_without_object_paint_nothing(num_classes: int, merge: str) -> None:
+def test_queries_without_object_paint_nothing(num_classes: int) -> None:
     found = query_masks(foreground=max(1, num_classes - 1))
     found.class_logits.data[..., -1] = 12
     found.mask_logits.data[:] = 9
-    logits = MaskClassifier(embed_dim=4, num_classes=num_classes, merge=merge).merge(found)
+    logits = MaskClassifier(embed_dim=4, num_classes=num_classes).merge(found)
     painted = logits > 0 if num_classes == 1 else logits.argmax(1) > 0
     assert logits.shape == (3, num_classes, 32, 32) and not painted.any()
 
@@ -313,9 +310,7 @@ def test_errors_of_the_loss_name_key_and_value(options: dict[str, Any], message:
 
 
 def test_errors_of_the_mask_head_name_key_and_value() -> None:
-    with pytest.raises(ConfigError, match=r"mask_head \(MaskClassifier\): merge='mean' is not a way to merge"):
-        build_model(tiny({"mask_head": {**CLASSIFIER, "merge": "mean"}}))
-    with pytest.raises(ConfigError, match="hidden_dim=0 must be at least 1"):
+    with pytest.raises(ConfigError, match=r"mask_head \(MaskClassifier\): hidden_dim=0 must be at least 1"):
         build_model(tiny({"mask_head": {**CLASSIFIER, "hidden_dim": 0}}))
 
 
