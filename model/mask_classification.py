@@ -91,15 +91,13 @@ class MaskClassifier(nn.Module):
         1 - P(any class) * sigmoid(mask): the probability that no query claims the pixel, if the queries are
         independent.
         """
-        frames = self._chunk_size(found.mask_logits)
+        if torch.compiler.is_compiling():  # a compiler would unroll the loop
+            return self._merged(*found)
+        _, queries, height, width = found.mask_logits.shape
+        values_per_frame = max(queries, self.num_classes) * height * width
+        frames = max(1, CHUNK_VALUES // (values_per_frame * self.scale_factor**2))
         chunks = zip(found.class_logits.split(frames), found.mask_logits.split(frames), strict=True)
         return torch.cat([recompute(self._merged, *chunk) for chunk in chunks])
-
-    def _chunk_size(self, mask_logits: Tensor) -> int:
-        frames, queries, height, width = mask_logits.shape
-        if torch.compiler.is_compiling():  # a compiler would unroll the loop
-            return max(1, frames)
-        return max(1, CHUNK_VALUES // (max(queries, self.num_classes) * height * width * self.scale_factor**2))
 
     def _merged(self, class_logits: Tensor, mask_logits: Tensor) -> Tensor:
         with torch.autocast(mask_logits.device.type, enabled=False):
