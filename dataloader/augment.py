@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEYS = ("mix", "gain_db", "shift_seconds", "spec_augment", "scale", "crop", "colour")
 LONGEST_SHIFT = 0.9  # seconds; a window lasts 0.96 s
+FADE_SECONDS = 0.01
 Samples = npt.NDArray[np.float64]
 
 
@@ -229,14 +230,27 @@ def _changed_patches(
         donor_samples = np.pad(donor_samples, (0, max(0, donor_spans[-1].stop - len(donor_samples))))
         added = [donor_samples[donor_spans[second % len(donor_spans)]] for second in range(len(own))]
         factor = _relative_level(own, added, level)
-        added = [factor * window for window in added]
+        added = [factor * _ramp(len(window), rate) * window for window in added]
     audible = [_rms(window) >= SILENCE_RMS for window in own]
     changed = samples.copy()
     for second in range(patches):
         if audible[second]:
-            window = np.roll(own[second], round(shift * rate)) * 10 ** (gain / 20) + added[second]
+            window = _rolled(own[second], round(shift * rate), rate) if shift else own[second]
+            window = window * 10 ** (gain / 20) + added[second]
             changed[spans[second]] = np.clip(window, -1, 1)
     return dataset.front_end.patches(changed, rate, patches), torch.tensor(audible[:patches])
+
+
+def _rolled(window: Samples, samples: int, rate: int) -> Samples:
+    """A window shifted in a circle, faded at its ends and where they meet: without clicks."""
+    ramp = _ramp(len(window), rate)
+    return ramp * np.roll(ramp * window, samples)
+
+
+def _ramp(samples: int, rate: int) -> Samples:
+    """(samples,): 1, rising from 0 and falling to 0 within FADE_SECONDS at the ends."""
+    rise = np.minimum(1.0, np.arange(samples) / (FADE_SECONDS * rate))
+    return rise * rise[::-1]
 
 
 def _read_samples(dataset: "AudioVisualDataset", index: int) -> tuple[int, Samples]:
