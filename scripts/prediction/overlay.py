@@ -89,16 +89,24 @@ class Track:
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, pixels
         self.stream.codec_context.time_base = CLOCK
         self._last = -1
+        self._durations: dict[int, int] = {}  # by pts, of pictures inside the encoder
 
-    def write(self, picture: av.VideoFrame, time: float) -> None:
-        """Encode a picture that is shown from `time`, seconds."""
+    def write(self, picture: av.VideoFrame, time: float, duration: float) -> None:
+        """Encode a picture that is shown from `time` for `duration`, seconds."""
         self._last = max(round(time / CLOCK), self._last + 1)
         picture.pts, picture.time_base = self._last, CLOCK
-        self.container.mux(self.stream.encode(picture))
+        self._durations[self._last] = max(1, round(duration / CLOCK))
+        self._mux(picture)
 
     def close(self) -> None:
         """Encode what is left."""
-        self.container.mux(self.stream.encode(None))
+        self._mux(None)
+
+    def _mux(self, picture: av.VideoFrame | None) -> None:
+        for packet in self.stream.encode(picture):
+            # The last picture has no successor that ends it.
+            packet.duration = self._durations.pop(packet.pts, packet.duration)
+            self.container.mux(packet)
 
 
 class OverlayWriter:
@@ -120,7 +128,10 @@ class OverlayWriter:
         rows = self.height + len(strip[0])
         self.container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
         if "libx264" in av.codecs_available:
-            codec, options = "libx264", {"preset": "veryfast", "crf": "20"}
+            codec, options = (
+                "libx264",
+                {"preset": "veryfast", "crf": "20", "bf": "0"},
+            )  # B-frames shorten the last picture
         else:
             codec, options = "mpeg4", {"qscale": "3", "flags": "+qscale", "global_quality": str(3 * 118)}
         self.track = Track(self.container, codec, self.width, rows, source.rate, "yuv420p", options)
@@ -159,7 +170,7 @@ class OverlayWriter:
         self._sound_until(frame.time)
         picture = av.VideoFrame.from_ndarray(self._canvas, "yuv420p")
         picture.colorspace, picture.color_range = _tags(frame.picture)
-        self.track.write(picture, frame.time)
+        self.track.write(picture, frame.time, frame.duration)
         self._planes[0][-rows:, column : column + 2] = self.strip[0][:, column : column + 2]
 
     def _upright(self, frame: Frame) -> tuple[Image8, ...]:

@@ -338,7 +338,7 @@ def paint(
                 key, tint = number, Tint.of(mask, width, height, options.threshold)
             overlay.write(frame, tint)
             if track is not None:
-                track.write(mask_picture(mask, source), frame.time)
+                track.write(mask_picture(mask, source), frame.time, frame.duration)
             report(frame.time)
         if track is not None:
             track.close()
