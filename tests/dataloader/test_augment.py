@@ -29,8 +29,7 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("task", ["s4", "ms3", "avss"])
-@pytest.mark.parametrize("front_end", ["vggish", "aisfx"])
+@pytest.mark.parametrize(("task", "front_end"), [("s4", "vggish"), ("ms3", "aisfx"), ("avss", "vggish")])
 def test_augmented_items_keep_the_contract_and_come_again(own: Path, splits: Splits, task: str, front_end: str) -> None:
     write_labels(own, task)
     plain = train(own, splits, task, front_end=front_end)
