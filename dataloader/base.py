@@ -275,7 +275,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         return Donors(self, other_group=False)
 
     def prepare(self) -> None:
-        """Read what training needs of other clips, before worker processes start.
+        """Read what training needs to know of other clips, once, before worker processes start.
 
         Raises:
             DataError: a single clip; labels that cannot be read, or that mixing needs and are unknown.

@@ -150,8 +150,6 @@ class DataModule:
             shuffle: True for the order of training, False for the order of the table.
         """
         clips = self.dataset(split)
-        if shuffle:
-            clips.prepare()
         dataset: AudioVisualDataset | FrameItems = FrameItems(clips) if clips.single_frames and shuffle else clips
         batches = _EpochBatches(
             dataset,

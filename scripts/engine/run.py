@@ -155,6 +155,7 @@ class Run:
         self.data.dataset("val")
         self.metrics = TaskMetrics(cfg.task, num_classes)
         self.criterion = build_criterion(cfg.loss, num_classes)
+        self.data.dataset("train").prepare()
         if message := unlearnable_negatives(self.data.dataset("train"), self.criterion):
             warn(message)
         self.model = build_model(cfg.model)
