@@ -78,6 +78,8 @@ class SegmentationLoss(nn.Module):
         ValueError: an unknown loss, a weight that is negative or not finite, or no classes.
     """
 
+    names = ("total", "mask_loss", "mix_loss", "balance_loss")
+
     def __init__(
         self,
         num_classes: int,
@@ -209,6 +211,11 @@ def build_criterion(cfg: Mapping[str, Any], num_classes: int) -> nn.Module:
     """
     criterion: nn.Module = build(MODELS, {"type": "SegmentationLoss", **cfg}, where="loss", num_classes=num_classes)
     return criterion
+
+
+def criterion_names(criterion: nn.Module) -> tuple[str, ...]:
+    """Names of the losses that a criterion returns: its attribute `names`, or `total` alone."""
+    return tuple(getattr(criterion, "names", ("total",)))
 
 
 def non_negative(name: str, value: float) -> float:

@@ -56,6 +56,8 @@ class MaskClassificationLoss(nn.Module):
         ValueError: a weight that is negative or not finite, no classes, or fewer than 4 points.
     """
 
+    names = ("total", "class_loss", "mask_loss", "mix_loss", "balance_loss")
+
     def __init__(
         self,
         num_classes: int,

@@ -1,6 +1,6 @@
 """bash train.sh ms3 config/ablation/AVSegFormer_lite0_ms3_stamps.py
 
-AVSegFormer's design on the same frozen features: raw embeddings, queries by attention to the audio, a channel gate, dice.
+AVSegFormer on the same frozen features: raw embeddings, queries that attend to the audio, a channel gate, dice.
 """
 
 _base_ = ["../ms3/MoDAT_lite0_ms3_stamps.py"]

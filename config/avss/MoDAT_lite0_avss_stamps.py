@@ -1,7 +1,7 @@
 """bash train.sh avss config/avss/MoDAT_lite0_avss_stamps.py
 
-As its ms3 sibling: test mIoU 14.1 of at most 18.3 (12 of 70 classes occur, and the others count as 0), foreground 12.9 of
-at most 17.1. 13 minutes on two CPU cores.
+As its ms3 sibling: test mIoU 14.1 of at most 18.3 (12 of 70 classes occur, and the others count as 0), foreground
+12.9 of at most 17.1. 13 minutes on two CPU cores.
 """
 
 _base_ = [

@@ -9,7 +9,6 @@ from typing import Any
 
 from dataloader.preflight import check_data
 from scripts.engine.logging import METRICS_FILE, RunLog
-from scripts.engine.nonfinite import LOSSES
 from scripts.engine.resume import PREVIOUS, Position
 from scripts.engine.task_metrics import SCALARS
 from utils.errors import ConfigError, DataError
@@ -71,9 +70,9 @@ def empty(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def open_log(task: str, folder: Path, position: Position, title: str) -> RunLog:
-    """The run's log, cut back to where the run stands."""
-    columns = ["epoch", "step", "lr", *(f"train_{name}" for name in LOSSES), *(f"val_{name}" for name in SCALARS[task])]
+def open_log(task: str, folder: Path, position: Position, title: str, losses: Iterable[str]) -> RunLog:
+    """The run's log, cut back to where the run stands; `losses` are the names of the criterion's."""
+    columns = ["epoch", "step", "lr", *(f"train_{name}" for name in losses), *(f"val_{name}" for name in SCALARS[task])]
     started = position.step or position.epoch or position.batch
     return RunLog(
         folder,

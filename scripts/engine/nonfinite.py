@@ -13,8 +13,6 @@ from scripts.engine.fabric import all_reduce
 from scripts.engine.resume import Position
 from utils.errors import UserError
 
-LOSSES = ("total", "mask_loss", "mix_loss", "balance_loss")
-"""What the criterion returns."""
 NONFINITE_FILE = "nonfinite.json"
 
 
@@ -37,10 +35,10 @@ def stop_if_not_finite(
     Raises:
         NonFiniteLossError: one of the losses is not finite, on this process or another.
     """
-    broken = ~torch.isfinite(torch.stack([losses[name].detach() for name in LOSSES])).all()
+    broken = ~torch.isfinite(torch.stack([loss.detach() for loss in losses.values()])).all()
     if not int(all_reduce(broken.int(), "MAX", fabric)):
         return
-    values = {name: repr(float(losses[name])) for name in LOSSES}
+    values = {name: repr(float(loss)) for name, loss in losses.items()}
     report = {
         "epoch": position.epoch,
         "batch": position.batch,

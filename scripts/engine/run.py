@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from dataloader.data_module import DataModule
 from model import build_model
 from model.checkpoint import check_weights
-from model.criterion import build_criterion
+from model.criterion import build_criterion, criterion_names
 from model.pretrained import fetch_missing, load_pretrained
 from model.transfer import Transfer, initialise_from
 from scripts.engine.empty_masks import unlearnable_negatives
@@ -33,7 +33,7 @@ from scripts.engine.feature_cache import FrozenFeatures, KnownFeatures
 from scripts.engine.folder import empty, open_log, prepare_folder, quiet_lightning, refuse_broken_data
 from scripts.engine.logging import RunLog
 from scripts.engine.loop import Batch, Losses, evaluate, evaluates, predictor, train_one_epoch
-from scripts.engine.nonfinite import LOSSES, stop_if_not_finite
+from scripts.engine.nonfinite import stop_if_not_finite
 from scripts.engine.optimizer import build_optimizer, check_gradient_limit
 from scripts.engine.progress import TrainingProgress
 from scripts.engine.resume import (
@@ -221,7 +221,7 @@ class Run:
         train_loader, val_loader = self._loaders()
         self._set_up(batches=len(train_loader))
         if self.fabric.global_rank == 0:
-            self.log = open_log(self.cfg.task, self.folder, self.position, title)
+            self.log = open_log(self.cfg.task, self.folder, self.position, title, criterion_names(self.criterion))
         quiet = self.fabric.global_rank != 0
         with TrainingProgress(self.process.train_epochs, console, quiet=quiet) as self.progress, self.signals:
             try:
@@ -367,10 +367,11 @@ class Run:
         """Log, show and save within an epoch. After its last batch, validation or the end of the epoch comes first."""
         position, process = self.position, self.process
         if stepped and position.step % process.log_interval == 0:
-            stacked = torch.stack([losses[name].float() for name in LOSSES])
+            names = criterion_names(self.criterion)
+            stacked = torch.stack([losses[name].float() for name in names])
             mean = all_reduce(stacked, "SUM", self.fabric) / self.fabric.world_size
             rate = float(self.optimizer.param_groups[0]["lr"])
-            parts = {f"train_{name}": value for name, value in zip(LOSSES, mean.tolist(), strict=True)}
+            parts = {f"train_{name}": value for name, value in zip(names, mean.tolist(), strict=True)}
             self._record(position.epoch, {"lr": rate, **parts})
         clips = len(batch["name"]) * self.fabric.world_size
         self.progress.train(position.epoch, position.batch, batches, clips, losses)
