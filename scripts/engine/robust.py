@@ -21,8 +21,8 @@ from utils.metrics import balanced_score
 
 NEGATIVES = ("silence", "noise", "off_screen")
 BALANCED = {
-    "s4": ("miou", "f_score", "f_score_per_batch"),
-    "ms3": ("miou", "f_score", "f_score_per_batch"),
+    "s4": ("miou", "f_score", "f_score_per_batch", "miou_with_object"),
+    "ms3": ("miou", "f_score", "f_score_per_batch", "miou_with_object"),
     "avss": ("miou", "f_score", "miou_foreground", "f_score_foreground"),
 }
 """Scores of which G, the harmonic mean, is reported."""
@@ -143,15 +143,16 @@ def robust_table(scores: Mapping[str, Any], title: str) -> Table:
     shown = [name for name in conditions["own"] if name in _HEADINGS]
     for name in shown:
         table.add_column(_HEADINGS[name], justify="right")
-    for name in balanced["mean"]:
+    tabled = [name for name in balanced["mean"] if name in _HEADINGS]
+    for name in tabled:
         table.add_column(f"G {_HEADINGS[name]}", justify="right")
     negatives = [condition for condition in conditions if condition != "own"]
     for condition in conditions:
         values = [f"{100 * conditions[condition][name]:.1f}" for name in shown]
-        values += [f"{100 * value:.1f}" for value in balanced.get(condition, {}).values()]
+        values += [f"{100 * balanced[condition][name]:.1f}" for name in tabled if condition in balanced]
         table.add_row(_TITLES[condition], *values)
     mean = [fmean(conditions[condition][name] for condition in negatives) for name in shown]
-    values = [f"{100 * value:.1f}" for value in (*mean, *balanced["mean"].values())]
+    values = [f"{100 * value:.1f}" for value in (*mean, *(balanced["mean"][name] for name in tabled))]
     table.add_row(f"mean of {len(negatives)}", *values)
     return table
 
@@ -210,5 +211,14 @@ def _caption(scores: Mapping[str, Any]) -> str:
         "mIoU, F: AVSBench's, over frames. J, F of set: CAVP's, pixels summed over\n"
         "the data set. FPR: pixels painted. G: harmonic mean of the score with the\n"
         "clips' own sound and 100 minus that with the other sound.\n"
-        f"Off-screen sounds: {rules}; labels: {scores['off_screen']['labels']}"
+        f"Off-screen sounds: {rules}; labels: {scores['off_screen']['labels']}" + _with_object(scores)
     )
+
+
+def _with_object(scores: Mapping[str, Any]) -> str:
+    """mIoU and G of the frames in which something sounds, for binary tasks."""
+    name = "miou_with_object"
+    if name not in scores["balanced"]["mean"]:
+        return ""
+    own, balanced = scores["conditions"]["own"][name], scores["balanced"]["mean"][name]
+    return f"\nFrames with an object alone: mIoU {100 * own:.1f}, G of the mean {100 * balanced:.1f}"

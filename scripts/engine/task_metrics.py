@@ -108,6 +108,10 @@ DATASET_SCALARS = ("miou_dataset", "f_dataset", "jf_dataset")
 class RobustMetrics(TaskMetrics):
     """The metrics of a task, those of the CAVP family's convention, and the share of painted pixels (`fpr`).
 
+    For s4 and ms3 also `miou_with_object`, the mean IoU of the frames in which something sounds. Frames without object
+    score the share of empty pixels in `miou`, with any sound: where nothing is painted on a wrong sound, `miou` is
+    their share of all frames, and bounds the balanced score.
+
     Args:
         task: 's4', 'ms3' or 'avss'.
         num_classes: K.
@@ -116,6 +120,7 @@ class RobustMetrics(TaskMetrics):
     def __init__(self, task: str, num_classes: int) -> None:
         super().__init__(task, num_classes)
         self.dataset_scores, self.painted = DatasetScores(num_classes), PaintedShare()
+        self.with_object = MaskIoU() if num_classes == 1 else None
 
     def update(self, logits: Tensor, batch: dict[str, Any], first_clip: int) -> None:
         """See TaskMetrics; pixels are summed over labelled frames, and the painted share is of all real frames.
@@ -131,14 +136,19 @@ class RobustMetrics(TaskMetrics):
             return
         super().update(logits, batch, first_clip)
         masks = batch["masks"].flatten(0, 1)
-        self.dataset_scores.update(logits, masks, batch["gt_temporal_mask_flag"].flatten())
+        labelled = batch["gt_temporal_mask_flag"].flatten()
+        self.dataset_scores.update(logits, masks, labelled)
+        if self.with_object is not None:
+            self.with_object.update(logits, masks, labelled * masks.flatten(1).any(1))
         self.painted.update(logits, masks, batch["vid_temporal_mask_flag"].flatten())
 
     def compute(self) -> dict[str, Tensor]:
-        """See TaskMetrics; with `miou_dataset`, `f_dataset`, `jf_dataset` and `fpr`."""
-        return {**super().compute(), **self.dataset_scores.compute(), "fpr": self.painted.compute()}
+        """See TaskMetrics; with `miou_dataset`, `f_dataset`, `jf_dataset`, `fpr`, and `miou_with_object`."""
+        found = {**super().compute(), **self.dataset_scores.compute(), "fpr": self.painted.compute()}
+        return found if self.with_object is None else {**found, "miou_with_object": self.with_object.compute()}
 
     def scalars(self) -> dict[str, float]:
         """The scalar metrics as numbers."""
         scores = self.compute()
-        return {name: float(scores[name]) for name in (*SCALARS[self.task], *DATASET_SCALARS, "fpr")}
+        names = [*SCALARS[self.task], *DATASET_SCALARS, "fpr"]
+        return {name: float(scores[name]) for name in [*names, *(["miou_with_object"] if self.with_object else [])]}

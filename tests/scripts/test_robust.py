@@ -53,7 +53,9 @@ def test_who_listens_and_who_does_not(drawn: Path, splits: Splits, tmp_path: Pat
     painted = float((masks > 0).float().mean())
     assert 0 < silent < 1 and set(found["conditions"]) == set(CONDITIONS)
     own, silence = found["conditions"]["own"], found["conditions"]["silence"]
-    assert set(own) == {*SCALARS["ms3"], *DATASET_SCALARS, "fpr"}
+    assert set(own) == {*SCALARS["ms3"], *DATASET_SCALARS, "fpr", "miou_with_object"}
+    assert own["miou_with_object"] == 1 and silence["miou_with_object"] == 0
+    assert found["balanced"]["silence"]["miou_with_object"] == 1  # not bounded by the silent frames
     assert own["miou"] == own["miou_dataset"] == 1 and own["fpr"] == pytest.approx(painted)
     assert silence["fpr"] == 0 and silence["miou"] == pytest.approx(silent)  # the masks stay
     assert found["balanced"]["silence"]["miou"] == pytest.approx(2 * (1 - silent) / (2 - silent))
