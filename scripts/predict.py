@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from utils.errors import ConfigError, UserError  # noqa: E402
+from utils.errors import ConfigError, DataError, UserError  # noqa: E402
 from utils.runtime import USER_ERROR, run  # noqa: E402
 
 INCOMPLETE = 3
@@ -90,8 +90,11 @@ def main() -> int:
             raise ConfigError(
                 f"{video} and another video would both write {given.out}/{name}: run them with two --out."
             )
+    if not any(video.exists() for video in videos):
+        raise DataError(f"{videos[0]} does not exist.")
     model = load_for_prediction(given.checkpoint, given.config, precision=given.precision)
     console = Console(soft_wrap=True, highlight=False)
+    console.print("model: {checkpoint}, precision {precision}".format_map(model.description))
     failed: list[str] = []
     damaged: list[str] = []
     for video in videos:

@@ -37,7 +37,7 @@ def bright_model(size: tuple[int, int] = (32, 32), num_frames: int = 3) -> Predi
         size=size,
         num_frames=num_frames,
         classes=["background", "sounding object"],
-        description={"checkpoint": "bright"},
+        description={"checkpoint": "bright", "precision": "32"},
     )
 
 
@@ -67,6 +67,7 @@ def make_video(
     rate: int = 16_000,
     late: float = 0.0,
     matrix: Sequence[int] | None = None,
+    aspect: Fraction = Fraction(1),
     options: dict[str, str] | None = None,
 ) -> Path:
     """Write a video.
@@ -84,6 +85,7 @@ def make_video(
         rate: Hz.
         late: time of the first sample, seconds.
         matrix: a, b, c, d of the display matrix, whole numbers; .mp4 and .mov only.
+        aspect: width of a pixel over its height.
         options: of the container.
     """
     picture = picture or corner(*size)
@@ -91,6 +93,7 @@ def make_video(
         video = container.add_stream(codec, rate=10)
         video.width, video.height, video.pix_fmt = *size, pixels
         video.codec_context.time_base = CLOCK
+        video.codec_context.sample_aspect_ratio = aspect
         audio = None
         if sound is not None:
             audio = container.add_stream(sound_codec, rate=rate, layout=layout)

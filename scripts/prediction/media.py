@@ -4,6 +4,7 @@ Time 0 is the first picture. Pictures and sound are decoded separately, each as 
 grow with the length of a file. Sound before time 0 is left out; gaps in it are silence.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ MAX_SOUND_RATE = 384_000  # Hz
 MAX_DAMAGED_PACKETS = 200
 GAP = 0.02  # seconds; smaller differences between sound and its time stamps are rounding
 JUMP = 600.0  # seconds; larger jumps are faults of the time stamps
+RESET = 1.0  # seconds; sounds that lie this much before what was read begin anew
 MISSING_END = 0.5  # seconds; a file that ends this much before its header says is truncated
 PIECE = 1.0  # seconds of silence at a time
 
@@ -291,6 +293,8 @@ def decode(container: Any, stream: Any, damage: Damage, path: Path) -> Iterator[
             packet = next(packets, None)
         except av.FFmpegError as error:
             damage.note(f"{path} breaks off at {position:.2f} s ({reason(error)}).")
+            with contextlib.suppress(av.FFmpegError):
+                yield from stream.decode(None)  # what the decoder still holds
             return
         if packet is None:
             return
@@ -328,21 +332,24 @@ def read_channels(track: SoundFile, damage: Damage, layout: str | None = None) -
         stream.thread_type = "AUTO"
         resampler: Any = None
         done = 0  # samples since zero; negative: still before it
+        shift = 0  # samples by which the time stamps jumped back
         started = False
         for frame in decode(container, stream, damage, track.path):
             if resampler is None:
                 resampler = av.AudioResampler(format="fltp", layout=layout or frame.layout.name, rate=track.rate)
             for part in resampler.resample(frame):
                 samples = part.to_ndarray()  # (channels, n)
-                at = done if part.time is None else round((part.time - track.zero) * track.rate)
+                at = done if part.time is None else round((part.time - track.zero) * track.rate) + shift
                 if not started:
                     done, started = min(at, 0), True
                 gap = at - done
+                if gap < -RESET * track.rate:  # two recordings in one file: the second follows the first
+                    shift, gap = shift - gap, 0
                 if GAP * track.rate < gap < JUMP * track.rate:
                     for piece in silence(gap, track.rate):
                         yield np.repeat(piece[None], len(samples), axis=0)
                     done += gap
-                elif -JUMP * track.rate < gap < -GAP * track.rate:
+                elif gap < -GAP * track.rate:
                     samples = samples[:, -gap:]
                 if done < 0:
                     skipped = min(-done, samples.shape[1])

@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from scripts.prediction.masks import OBJECT_COLOUR, Image8, Tint, with_alpha
 from scripts.prediction.media import Frame, Source, open_media, read_channels
@@ -43,21 +43,23 @@ def draw_strip(
     Args:
         width: even, pixels.
         height: even, pixels.
-        peaks: of the sound per column, full scale 1, (width,).
-        shares: of the picture painted per column, 0 to 1, (width,).
+        peaks: of the sound per column, full scale 1, (width,); drawn in proportion to the largest.
+        shares: of the picture painted per column, 0 to 1, (width,); drawn likewise.
     """
     image = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(image)
     wave, low = height * 11 // 20, height - 3
     middle = wave // 2 + 1
+    most = max(float(shares.max(initial=0)), 0.01)
     heights = peaks / max(float(peaks.max(initial=0)), QUIET) * (wave // 2 - 2)
     for column in range(width):
         draw.line([(column, middle - heights[column]), (column, middle + heights[column])], fill=LINE)
         if shares[column] > 0:
-            draw.line([(column, low), (column, low - shares[column] * (low - wave - 2))], fill=OBJECT_COLOUR)
+            draw.line([(column, low), (column, low - shares[column] / most * (low - wave - 2))], fill=OBJECT_COLOUR)
     if width >= 160:
-        draw.text((4, 1), "sound", fill=TEXT)
-        draw.text((4, wave), "painted share, 0 to 100 %", fill=TEXT)
+        font = ImageFont.load_default(size=max(9, height // 8))
+        draw.text((4, 1), "sound", fill=TEXT, font=font)
+        draw.text((4, wave), f"painted share, up to {most:.0%}", fill=TEXT, font=font)
     picture = av.VideoFrame.from_ndarray(np.asarray(image), "rgb24").reformat(format="yuv420p")
     return split(np.asarray(picture.to_ndarray(), np.uint8), height)
 
@@ -233,7 +235,7 @@ def _copied(container: Any, source: Source, target: Any) -> Iterator[float]:
     with open_media(track.path) as file:
         stream = file.streams.audio[track.index]
         shift = round(track.zero / stream.time_base)
-        packets = file.demux(stream)
+        packets, last = file.demux(stream), None
         while True:
             try:
                 packet = next(packets, None)
@@ -244,6 +246,9 @@ def _copied(container: Any, source: Source, target: Any) -> Iterator[float]:
                 return
             if packet.dts is None or packet.pts is None or packet.pts + (packet.duration or 0) <= shift:
                 continue
+            if last is not None and packet.dts <= last:  # a fault of the time stamps, which MP4 does not hold
+                continue
+            last = packet.dts
             packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
             time = float(packet.pts * packet.time_base)
             packet.stream = target

@@ -27,7 +27,7 @@ from PIL import Image
 from rich.console import Console
 
 from scripts.prediction.masks import Tint, areas, blended, save_mask
-from scripts.prediction.media import Frame, Source, open_video
+from scripts.prediction.media import Frame, Source, open_video, reason
 from scripts.prediction.meter import Meter, Report
 from scripts.prediction.model import Planes, PredictionModel
 from scripts.prediction.overlay import (
@@ -173,6 +173,8 @@ def predict(
             f"{folder} cannot be written ({error.strerror or error}); make room and run the same command, which goes "
             f"on after {store.count} masks."
         ) from error
+    except av.FFmpegError as error:
+        raise DataError(f"{folder / OVERLAY} cannot be written ({reason(error)}).") from error
     finally:
         store.close()
     store.remove()
@@ -234,6 +236,8 @@ def predict_masks(
         if len(times) == model.num_frames:
             flush()
     flush()
+    if store.count == 0:
+        raise DataError(source.damage.message or f"{source.path}: no picture can be decoded.")
     windows.finish()
     source.check_end(end.seconds, envelope.seconds)
     return envelope, end.seconds

@@ -1,9 +1,12 @@
 """Masks of any video: sizes, times, turns, sounds, faults, resuming, and memory."""
 
+import io
 import json
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from dataloader.audio import VGGISH
@@ -27,6 +31,7 @@ from scripts.prediction.sound import Envelope, SoundWindows
 from scripts.prediction.store import MaskStore
 from tests.videos import bright_model, corner, flash, impulse, make_video, read_audio, read_video, tone
 from utils.errors import ConfigError, DataError
+from utils.runtime import ROOT
 
 UNEVEN = [0, 40, 90, 250, 300, 420, 700, 760, 900, 1000, 1200, 1230, 1400, 1600, 1900]  # ms
 
@@ -150,6 +155,49 @@ def test_windows_of_a_stream_are_cuts_of_the_whole() -> None:
     columns = envelope.columns(10, 5.0)
     assert columns.max() == np.abs(sound).max() and (columns > 0).all()
     assert (envelope.columns(10, 10.0)[6:] == 0).all()
+
+
+def test_pixels_that_are_not_square_and_a_sound_that_starts_before_the_pictures(tmp_path: Path) -> None:
+    video = make_video(
+        tmp_path / "clip.mkv",
+        times=range(500, 1500, 100),
+        picture=flash(64, 48, 4),
+        sound=impulse(1.5, 16_000, 0.9),
+        aspect=Fraction(4, 3),
+    )
+    done = predict(bright_model(), video, tmp_path / "out")
+    at, pictures = read_video(done.overlay)
+    start, samples, rate = read_audio(done.overlay)
+    assert at[int(np.argmax([picture.mean() for picture in pictures]))] == pytest.approx(0.4, abs=2e-3)
+    assert start + np.abs(samples).argmax() / rate == pytest.approx(0.4, abs=0.04)
+    with av.open(str(done.overlay)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
+
+
+def test_two_recordings_in_one_file_follow_each_other(tmp_path: Path) -> None:
+    parts = [
+        make_video(tmp_path / f"{width}.ts", size=(width, 48), sound=tone(2, 32_000), rate=32_000, sound_codec="mp2")
+        for width in (64, 80)
+    ]
+    both = tmp_path / "both.ts"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    done = predict(bright_model(), both, tmp_path / "out")
+    start, samples, rate = read_audio(done.overlay)
+    _, pictures = read_video(done.overlay)
+    assert done.count == 4 and len(pictures) == 40 and {picture.shape[1] for picture in pictures} == {64}
+    assert start + len(samples) / rate == pytest.approx(4, abs=0.15)
+    assert [mask["painted"] for mask in report_of(done)["masks"]] == pytest.approx([0.25] * 4, abs=0.03)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_says_how_much_is_done_and_left(terminal: bool, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("scripts.prediction.meter.SECONDS_BETWEEN_LINES", 0.0)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    video = make_video(tmp_path / "clip.mp4")
+    predict(bright_model(), video, tmp_path / "out", silent=True, console=console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "clip: masks" in text and "clip: overlay" in text and "2 of 2 s" in text
+    assert terminal or "clip: overlay, 1 of 2 s, 0:00:0" in text
 
 
 def test_masks_per_second_are_dense_up_to_the_rate_of_the_video(tmp_path: Path) -> None:
@@ -366,6 +414,15 @@ def test_of_several_videos_the_good_ones_are_done(
     assert command_line(monkeypatch, good, "--out", tmp_path / "out") == 0
     with pytest.raises(ConfigError, match="would both write"):
         command_line(monkeypatch, good, tmp_path / "good.mkv", "--out", tmp_path / "out")
+
+
+@pytest.mark.process
+def test_the_launcher_lists_its_options_and_refuses_in_a_sentence(tmp_path: Path) -> None:
+    script = str(ROOT / "scripts/predict.sh")
+    usage = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+    assert usage.returncode == 0 and "--masks {png,video,none}" in usage.stdout
+    refused = subprocess.run(["bash", script, "gone.mp4"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.splitlines()[-1] == "error: gone.mp4 does not exist."
 
 
 class Interrupted:
