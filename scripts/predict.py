@@ -94,7 +94,7 @@ def main() -> int:
         raise DataError(f"{videos[0]} does not exist.")
     model = load_for_prediction(given.checkpoint, given.config, precision=given.precision)
     console = Console(soft_wrap=True, highlight=False)
-    console.print("model: {checkpoint}, precision {precision}".format_map(model.description))
+    console.print(f"model: {model.description['checkpoint']}, precision {model.precision}", markup=False)
     failed: list[str] = []
     damaged: list[str] = []
     for video in videos:

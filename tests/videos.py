@@ -37,7 +37,7 @@ def bright_model(size: tuple[int, int] = (32, 32), num_frames: int = 3) -> Predi
         size=size,
         num_frames=num_frames,
         classes=["background", "sounding object"],
-        description={"checkpoint": "bright", "precision": "32"},
+        description={"checkpoint": "bright"},
     )
 
 

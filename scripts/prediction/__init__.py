@@ -7,6 +7,8 @@ predict(model, "video.mp4")  # predictions/video/{overlay.mp4, masks/, result.js
 """
 
 from scripts.prediction.model import PredictionModel, load_for_prediction
-from scripts.prediction.run import Options, Prediction, predict
+from scripts.prediction.options import Options
+from scripts.prediction.results import Prediction
+from scripts.prediction.run import predict
 
 __all__ = ["Options", "Prediction", "PredictionModel", "load_for_prediction", "predict"]

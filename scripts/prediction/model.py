@@ -36,6 +36,7 @@ class PredictionModel:
         num_frames: T, frames per clip.
         classes: names by class index, background first; two names for one kind of object.
         description: what result.json says of the model; two models that differ have different descriptions.
+        precision: in which it computes.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class PredictionModel:
         num_frames: int,
         classes: Sequence[str],
         description: dict[str, str],
+        precision: str = "32",
     ) -> None:
         self.predictor = predictor
         self.front_end = front_end
@@ -55,6 +57,7 @@ class PredictionModel:
         self.num_frames = num_frames
         self.classes = list(classes)
         self.description = description
+        self.precision = precision
 
     @property
     def semantic(self) -> bool:
@@ -124,14 +127,14 @@ def load_for_prediction(
     configure_torch(process)
     seed_everything(process["seed"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision(precision, device, warn)
-    check_precision(precision, device.type)
+    resolved = resolve_precision(precision, device, warn)
+    check_precision(resolved, device.type)
     with _inside(ROOT):  # names of pretrained weights are relative to it
         network = build_model(cfg["model"])
         load_checkpoint(network, cfg["model"], weights)
         classes = class_names(cfg)
     return PredictionModel(
-        ModelPredictor(network, precision, device),
+        ModelPredictor(network, resolved, device),
         front_end(str(getattr(network.audio_encoder, "front_end", "vggish"))),
         size=frame_size(cfg),
         num_frames=network.num_frames,
@@ -143,6 +146,7 @@ def load_for_prediction(
             "task": str(cfg["task"]),
             "precision": precision,
         },
+        precision=resolved,
     )
 
 

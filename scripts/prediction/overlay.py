@@ -12,8 +12,9 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from scripts.prediction.masks import OBJECT_COLOUR, Image8, Tint, with_alpha
-from scripts.prediction.media import Frame, Source, open_media, read_channels
+from scripts.prediction.media import open_media, read_channels
 from scripts.prediction.model import Planes
+from scripts.prediction.source import Frame, Source
 
 CLOCK = Fraction(1, 60_000)
 AAC_RATES = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)  # Hz

@@ -1,4 +1,4 @@
-"""A folder of pictures, or a single picture, with a sound file; the same interface as a video (`media.Source`)."""
+"""A folder of pictures, or a single picture, with a sound file; the same interface as a video (`source.Source`)."""
 
 import re
 from collections.abc import Iterator
@@ -11,18 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dataloader.images import open_image
-from scripts.prediction.media import (
-    MAX_PIXELS,
-    Damage,
-    Frame,
-    Orientation,
-    Sound,
-    SoundFile,
-    check_size,
-    open_sound,
-    read_sound,
-    sound_length,
-)
+from scripts.prediction.media import open_sound, read_sound, sound_length
+from scripts.prediction.source import MAX_PIXELS, Damage, Frame, Orientation, Sound, SoundFile, check_size
 from utils.errors import DataError
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -34,7 +24,7 @@ MAX_STILL = 3600.0  # seconds of a single picture
 
 @dataclass
 class Pictures:
-    """Pictures in the order of their names; see `media.Source`. Made by `open_pictures`.
+    """Pictures in the order of their names; see `source.Source`. Made by `open_pictures`.
 
     All are brought to the size of the first.
     """
@@ -52,7 +42,7 @@ class Pictures:
     damage: Damage = field(default_factory=Damage)
 
     def frames(self) -> Iterator[Frame]:
-        """See media.Source."""
+        """See source.Source."""
         count = max(1, round((self.duration or 0.0) * self.rate))
         picture: av.VideoFrame | None = None
         shown = -1
@@ -68,7 +58,7 @@ class Pictures:
             yield Frame(index / self.rate, 1 / self.rate, picture)
 
     def sound(self) -> Iterator[Sound]:
-        """See media.Source."""
+        """See source.Source."""
         if self.sound_file is not None:
             yield from read_sound(self.sound_file, self.damage)
 

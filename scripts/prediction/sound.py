@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from scripts.prediction.media import Sound
+from scripts.prediction.source import Sound
 
 
 class Envelope:

@@ -100,10 +100,13 @@ class MaskStore:
 
 def refuse_other_options(folder: Path, made: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise ConfigError if a folder was made with other options."""
-    for key in wanted:
-        if made.get(key) != wanted[key]:
+    for key, value in wanted.items():
+        before = made.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            refuse_other_options(folder, before, value)
+        elif before != value:
             raise ConfigError(
-                f"{folder} was made with {key}={made.get(key)!r}, and now {key}={wanted[key]!r}: --overwrite makes it "
+                f"{folder} was made with {key}={before!r}, and now {key}={value!r}: --overwrite makes it "
                 "anew, --out DIR writes elsewhere."
             )
 

@@ -1,5 +1,6 @@
 """Masks of any video: sizes, times, turns, sounds, faults, resuming, and memory."""
 
+import errno
 import io
 import json
 import subprocess
@@ -22,13 +23,15 @@ from torch import Tensor
 from dataloader.audio import VGGISH
 from dataloader.front_ends import AISFX
 from scripts import predict as command
-from scripts.prediction import Prediction, PredictionModel, load_for_prediction, media, predict, run
-from scripts.prediction.media import Damage, Frame, Orientation, SoundFile, open_video
+from scripts.prediction import Options, Prediction, PredictionModel, load_for_prediction, predict, results, run
 from scripts.prediction.meter import Meter
 from scripts.prediction.overlay import strip_height
-from scripts.prediction.run import End, Options, Timeline, at_times, predict_masks
+from scripts.prediction.run import predict_masks
 from scripts.prediction.sound import Envelope, SoundWindows
+from scripts.prediction.source import Damage, Frame, Orientation, Sound, SoundFile
 from scripts.prediction.store import MaskStore
+from scripts.prediction.timing import End, Timeline, at_times
+from scripts.prediction.video import open_video
 from tests.videos import bright_model, corner, flash, impulse, make_video, read_audio, read_video, tone
 from utils.errors import ConfigError, DataError
 from utils.runtime import ROOT
@@ -358,7 +361,7 @@ def test_options_out_of_range_are_refused() -> None:
 
 def test_too_little_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = make_video(tmp_path / "clip.mp4", times=(0, 100))
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 5_000_000}))
+    monkeypatch.setattr(results.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 5_000_000}))
     with pytest.raises(DataError, match=r"has 5 MB free, and .* needs about 6\d MB: make room"):
         predict(bright_model(), video, tmp_path / "out", silent=True)
 
@@ -464,8 +467,38 @@ def test_an_interrupted_prediction_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"was made with threshold=0\.5"):
         predict(model, video, tmp_path / "out", fps=5, threshold=0.4)
     (done.folder / "masks" / "mine.png").touch()
+    (done.folder / ".overlay.mp4.abc.part").touch()  # of a process that was killed
     again = predict(model, video, tmp_path / "out", fps=1, overwrite=True)
     assert {path.name for path in (again.folder / "masks").iterdir()} == {"000480.png", "001480.png", "mine.png"}
+    assert {path.name for path in again.folder.iterdir()} == {"masks", "overlay.mp4", "result.json", run.LOCK}
+
+
+def test_a_full_disk_is_said_and_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = make_video(tmp_path / "clip.mp4", sound=tone(2, 16_000))
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "write_result", fail)
+        with pytest.raises(
+            DataError, match=r"cannot be written \(No space left on device\); make room and run the same"
+        ):
+            predict(bright_model(), video, tmp_path / "out")
+    model = bright_model()
+    assert predict(model, video, tmp_path / "out").count == 2
+    assert model.predictor.real == []  # type: ignore[attr-defined]
+
+
+def fail(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_ffmpeg_without_x264_writes_mpeg4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = make_video(tmp_path / "clip.mp4", times=UNEVEN)
+    monkeypatch.setattr("scripts.prediction.overlay.av.codecs_available", {"mpeg4"})
+    done = predict(bright_model(), video, tmp_path / "out", silent=True)
+    with av.open(str(done.overlay)) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+    at, pictures = read_video(done.overlay)
+    assert np.allclose(at, np.array(UNEVEN) / 1000, atol=2e-3)
+    assert np.abs(pictures[3][5:15, 5:20].mean(axis=(0, 1)) - (255, 186, 102)).max() < 12
 
 
 class Endless:
@@ -482,7 +515,7 @@ class Endless:
         for index in range(round(self.duration * self.rate)):
             yield Frame(index / self.rate, 1 / self.rate, av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8)))
 
-    def sound(self) -> Iterator[media.Sound]:
+    def sound(self) -> Iterator[Sound]:
         for _ in range(round(self.duration)):
             yield np.full(8000, 0.5, np.float32)
 
