@@ -54,6 +54,12 @@ def areas(mask: Planes, threshold: float) -> tuple[float, dict[int, float]]:
     return share, {index: float(counts[index] / painted.size) for index in np.flatnonzero(counts).tolist()}
 
 
+def class_colour(index: int) -> tuple[int, int, int]:
+    """Red, green and blue of a class, as AVSS draws it."""
+    red, green, blue = (int(value) for value in palette(255)[index])
+    return red, green, blue
+
+
 def opacity_table(threshold: float) -> npt.NDArray[np.int16]:
     """(256,): opacity from 0 to 256 of each probability * 255; it rises smoothly around the threshold."""
     probability = np.arange(256) / 255

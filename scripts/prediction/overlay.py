@@ -1,7 +1,7 @@
 """The overlay: the video with its masks painted in, a strip with sound and painted share below, the sound kept."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from scripts.prediction.masks import OBJECT_COLOUR, Image8, Tint, with_alpha
+from scripts.prediction.masks import OBJECT_COLOUR, Image8, Tint, class_colour, with_alpha
 from scripts.prediction.media import open_media, read_channels
 from scripts.prediction.model import Planes
 from scripts.prediction.source import Frame, Source
@@ -36,10 +36,8 @@ def strip_height(height: int) -> int:
     return even(min(max(48, height // 6), 160))
 
 
-def draw_strip(
-    width: int, height: int, peaks: npt.NDArray[np.float32], shares: npt.NDArray[np.float32]
-) -> tuple[Image8, Image8, Image8]:
-    """The strip as Y (height, width), U and V at half resolution.
+def draw_strip(width: int, height: int, peaks: npt.NDArray[np.float32], shares: npt.NDArray[np.float32]) -> Image.Image:
+    """The strip, RGB of (width, height).
 
     Args:
         width: even, pixels.
@@ -58,11 +56,34 @@ def draw_strip(
         if shares[column] > 0:
             draw.line([(column, low), (column, low - shares[column] / most * (low - wave - 2))], fill=OBJECT_COLOUR)
     if width >= 160:
-        font = ImageFont.load_default(size=max(9, height // 8))
+        font = _font(height)
         draw.text((4, 1), "sound", fill=TEXT, font=font)
         draw.text((4, wave), f"painted share, up to {most:.0%}", fill=TEXT, font=font)
+    return image
+
+
+def draw_legend(strip: Image.Image, names: Sequence[str], classes: Sequence[int]) -> Image.Image:
+    """A copy of the strip with the names of classes in its upper right corner, behind squares of their colours."""
+    out = strip.copy()
+    draw, font = ImageDraw.Draw(out), _font(strip.height)
+    side = max(9, strip.height // 8)
+    right = strip.width - 4
+    for name, index in reversed(list(zip(names, classes, strict=True))):
+        right -= round(font.getlength(name))
+        draw.text((right, 1), name, fill=TEXT, font=font)
+        right -= side + 4
+        draw.rectangle((right, 2, right + side, 2 + side), fill=class_colour(index))
+        right -= side
+    return out
+
+
+def _font(height: int) -> Any:
+    return ImageFont.load_default(size=max(9, height // 8))
+
+
+def _planes_of(image: Image.Image) -> tuple[Image8, Image8, Image8]:
     picture = av.VideoFrame.from_ndarray(np.asarray(image), "rgb24").reformat(format="yuv420p")
-    return split(np.asarray(picture.to_ndarray(), np.uint8), height)
+    return split(np.asarray(picture.to_ndarray(), np.uint8), image.height)
 
 
 def split(stacked: Image8, height: int) -> tuple[Image8, Image8, Image8]:
@@ -122,13 +143,16 @@ class OverlayWriter:
         path: of the file.
         source: size, orientation and sound.
         strip: from `draw_strip`, of the even width.
+        classes: names by class index, for the legend; two names for one kind of object, which has none.
         duration: of the pictures, seconds.
     """
 
-    def __init__(self, path: Path, source: Source, strip: tuple[Image8, Image8, Image8], duration: float) -> None:
-        self.source, self.strip, self.duration = source, strip, max(duration, 1e-6)
+    def __init__(
+        self, path: Path, source: Source, strip: Image.Image, duration: float, classes: Sequence[str] = ()
+    ) -> None:
+        self.source, self.duration, self.classes = source, max(duration, 1e-6), classes
         self.width, self.height = even(source.width), even(source.height)
-        rows = self.height + len(strip[0])
+        rows = self.height + strip.height
         self.container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
         if "libx264" in av.codecs_available:
             codec, options = (
@@ -145,8 +169,8 @@ class OverlayWriter:
         self._sound_at = -1.0
         self._canvas = np.empty((rows * 3 // 2, self.width), np.uint8)
         self._planes = split(self._canvas, rows)
-        for plane, part in zip(self._planes, strip, strict=True):
-            plane[-len(part) :] = part
+        self._plain, self._legend = strip, [-1]
+        self.legend([])
 
     def __enter__(self) -> "OverlayWriter":
         """Nothing is written before the first picture."""
@@ -160,6 +184,16 @@ class OverlayWriter:
                 self.track.close()
         finally:
             self.container.close()
+
+    def legend(self, present: list[int]) -> None:
+        """Name these classes in the strip, from the next picture on."""
+        if present == self._legend:
+            return
+        self._legend = present
+        names = [self.classes[index] for index in present]
+        self.strip = _planes_of(draw_legend(self._plain, names, present) if present else self._plain)
+        for plane, part in zip(self._planes, self.strip, strict=True):
+            plane[-len(part) :] = part
 
     def write(self, frame: Frame, tint: Tint) -> None:
         """Write a picture with its mask."""

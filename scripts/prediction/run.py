@@ -54,6 +54,9 @@ from utils.errors import DataError
 from utils.files import atomic_path
 from utils.runtime import file_lock
 
+NAMED_SHARE = 0.005
+"""Classes with less of the picture are not named in the overlay."""
+
 
 def predict(
     model: PredictionModel,
@@ -103,7 +106,7 @@ def predict(
             with contextlib.closing(MaskStore(folder, wanted, (2 if model.semantic else 1, *model.size))) as store:
                 with Meter(folder.name, console) as meter:
                     envelope, seconds = predict_masks(model, source, store, folder, options, fps, meter)
-                    paint(source, store, folder, options, fps, envelope, seconds, meter)
+                    paint(model, source, store, folder, options, fps, envelope, seconds, meter)
                 header = {
                     "seconds": round(seconds, 3),
                     "width": source.width,
@@ -197,6 +200,7 @@ def model_frame(frame: Frame, source: Source, model: PredictionModel) -> npt.NDA
 
 
 def paint(
+    model: PredictionModel,
     source: Source,
     store: MaskStore,
     folder: Path,
@@ -214,7 +218,7 @@ def paint(
     report = meter.begin("overlay", seconds)
     with contextlib.ExitStack() as stack:
         overlay = stack.enter_context(
-            OverlayWriter(stack.enter_context(atomic_path(folder / OVERLAY)), source, strip, seconds)
+            OverlayWriter(stack.enter_context(atomic_path(folder / OVERLAY)), source, strip, seconds, model.classes)
         )
         track = None
         if options.masks == "video":
@@ -225,6 +229,8 @@ def paint(
             number, mask = timeline.at(frame.time)
             if number != key:
                 key, tint = number, Tint.of(mask, width, height, options.threshold)
+                painted = areas(mask, options.threshold)[1]
+                overlay.legend([index for index in painted if painted[index] >= NAMED_SHARE])
             overlay.write(frame, tint)
             if track is not None:
                 track.write(mask_picture(mask, source), frame.time, frame.duration)

@@ -266,6 +266,8 @@ def test_masks_of_classes_have_names_and_colours(tmp_path: Path) -> None:
         assert image.convert("RGB").getpixel((5, 5)) == (128, 128, 0)
     _, pictures = read_video(done.overlay)
     assert np.abs(pictures[0][5:15, 5:20].mean(axis=(0, 1)) - (179, 179, 102)).max() < 14
+    # The strip names it, behind a square of its colour.
+    assert np.abs(pictures[0][48:].reshape(-1, 3).astype(int) - (128, 128, 0)).max(axis=1).min() < 20
 
 
 def test_a_folder_of_pictures_with_a_sound(tmp_path: Path) -> None:
