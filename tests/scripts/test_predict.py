@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import safetensors.torch
 import soundfile
 import torch
 from PIL import Image
@@ -581,6 +582,32 @@ def test_a_model_by_config_and_weights(tmp_path: Path, monkeypatch: pytest.Monke
 
     with pytest.raises(ConfigError, match="carries no config: name it with --config"):
         load_for_prediction(weights)
-    monkeypatch.setattr("scripts.prediction.model.PACKED", tmp_path / "none")
+
+
+def test_a_packed_model_brings_its_config_and_the_first_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model import build_model
+    from model.packed import FORMAT
+    from tests.support import tiny
+    from utils.config import load_config
+
+    config = tmp_path / "tiny.py"
+    config.write_text(CONFIG.format(model=tiny({})))
+    header = {"config": load_config(config).to_dict(), "left_out": {}, "scores": {}}
+    monkeypatch.setattr("scripts.prediction.model.PACKED", tmp_path / "packed")
     with pytest.raises(ConfigError, match=r"no model is named and .* holds none"):
         load_for_prediction()
+    (tmp_path / "packed").mkdir()
+    for name in ("b", "a"):
+        safetensors.torch.save_file(
+            {key: value.contiguous() for key, value in build_model(tiny({})).state_dict().items()},
+            tmp_path / f"packed/{name}.safetensors",
+            metadata={"format": FORMAT, "task": "ms3", **{key: json.dumps(value) for key, value in header.items()}},
+        )
+    model = load_for_prediction(precision="32")
+    assert model.description["checkpoint"] == "a.safetensors" and model.size == (64, 96) and model.precision == "32"
+    masks = model.masks(np.zeros((2, 64, 96, 3), np.uint8), torch.zeros(2, 1, 96, 64))
+    assert masks.shape == (2, 1, 64, 96) and masks.dtype == np.uint8
+    with pytest.raises(ConfigError, match="overrides change a config file"):
+        load_for_prediction(overrides=["process.seed=1"])
