@@ -47,7 +47,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--masks",
         default="png",
         metavar="{png,video,none}",
-        help="a PNG per prediction (default), one video with alpha (ProRes 4444), or none",
+        help="a PNG per prediction (default), one video with alpha (QuickTime Animation), or none",
     )
     parser.add_argument("--threshold", type=float, default=0.5, help="of the painted probability; default: 0.5")
     parser.add_argument("--sound", metavar="FILE", type=Path, help="take this sound instead of the video's own")
