@@ -22,7 +22,7 @@ class QueryMasks(NamedTuple):
 
     Attributes:
         class_logits: (A, Q, F + 1), F foreground classes, the last entry for 'no object'.
-        mask_logits: (A, Q, h, w), H / 4 by W / 4 times the head's `subpixel`.
+        mask_logits: (A, Q, H / 4, W / 4).
     """
 
     class_logits: Tensor
@@ -49,11 +49,9 @@ class MaskClassifier(nn.Module):
         num_classes: K; 1 for binary segmentation, else with background as class 0.
         hidden_dim: width of the MLP, C if None.
         scale_factor: upsampling factor from mask feature to logits.
-        subpixel: r, masks have r x r values per pixel of the mask feature, from a learned sub-pixel convolution (Shi et
-            al., 2016, arXiv 1609.05158); 1 leaves it out.
 
     Raises:
-        ValueError: a size below 1, or `scale_factor` is not a multiple of `subpixel`.
+        ValueError: a size below 1.
     """
 
     def __init__(
@@ -62,28 +60,14 @@ class MaskClassifier(nn.Module):
         num_classes: int = 1,
         hidden_dim: int | None = None,
         scale_factor: int = 4,
-        subpixel: int = 1,
     ) -> None:
         super().__init__()
         hidden_dim = embed_dim if hidden_dim is None else hidden_dim
-        sizes = {
-            "num_classes": num_classes,
-            "hidden_dim": hidden_dim,
-            "scale_factor": scale_factor,
-            "subpixel": subpixel,
-        }
-        for name, size in sizes.items():
+        for name, size in (("num_classes", num_classes), ("hidden_dim", hidden_dim), ("scale_factor", scale_factor)):
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
-        if scale_factor % subpixel:
-            raise ValueError(f"scale_factor={scale_factor} is not a multiple of subpixel={subpixel}")
         self.num_classes = num_classes
-        self.scale_factor = scale_factor // subpixel  # from mask logits to logits
-        self.expand = (
-            nn.Sequential(nn.Conv2d(embed_dim, embed_dim * subpixel**2, kernel_size=1), nn.PixelShuffle(subpixel))
-            if subpixel > 1
-            else nn.Identity()
-        )
+        self.scale_factor = scale_factor
         self.classify = nn.Linear(embed_dim, num_foreground(num_classes) + 1)
         self.embed = nn.Sequential(
             nn.Linear(embed_dim, hidden_dim),
@@ -94,9 +78,9 @@ class MaskClassifier(nn.Module):
         )
 
     def forward(self, queries: Tensor, mask_feature: Tensor) -> QueryMasks:
-        """Queries (A, Q, C) and mask feature (A, C, H / 4, W / 4) -> a class and a mask per query."""
-        pixels = self.expand(mask_feature)  # (A, C, h, w)
-        masks = (self.embed(queries) @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])  # (A, Q, h, w)
+        """Queries (A, Q, C) and mask feature (A, C, h, w) -> a class and a mask per query."""
+        tokens = mask_feature.flatten(2)  # (A, C, h * w)
+        masks = (self.embed(queries) @ tokens).unflatten(2, mask_feature.shape[-2:])  # (A, Q, h, w)
         return QueryMasks(self.classify(queries), masks)
 
     def merge(self, found: QueryMasks) -> Tensor:

@@ -43,7 +43,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "deep supervision": {"deep_supervision": True, "transformer": {"decoder": {"num_layers": 2, "layer": LAYER}}},
     "mask classification": {"mask_head": {"_delete_": True, "type": "MaskClassifier"}},
-    "mask classification, sub-pixels": {"mask_head": {"_delete_": True, "type": "MaskClassifier", "subpixel": 2}},
     "mask classification, every layer": {
         "deep_supervision": True,
         "transformer": {"decoder": {"num_layers": 2, "layer": LAYER}},

@@ -312,8 +312,6 @@ def test_errors_of_the_loss_name_key_and_value(options: dict[str, Any], message:
 def test_errors_of_the_mask_head_name_key_and_value() -> None:
     with pytest.raises(ConfigError, match=r"mask_head \(MaskClassifier\): hidden_dim=0 must be at least 1"):
         build_model(tiny({"mask_head": {**CLASSIFIER, "hidden_dim": 0}}))
-    with pytest.raises(ConfigError, match="scale_factor=4 is not a multiple of subpixel=3"):
-        build_model(tiny({"mask_head": {**CLASSIFIER, "subpixel": 3}}))
 
 
 def test_mask_head_and_loss_that_do_not_fit_name_the_way_out() -> None:
