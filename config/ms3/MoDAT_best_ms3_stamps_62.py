@@ -1,0 +1,15 @@
+"""bash train.sh ms3 config/ms3/MoDAT_best_ms3_stamps_62.py
+
+All 62 kinds of stamps, 224 pixels: the model behind `stamps-62`.
+"""
+
+_base_ = [
+    "../_base_/models/modat_lite0_small.py",
+    "../_base_/datasets/ms3_stamps_62.py",
+    "../_base_/schedules/stamps_frozen.py",
+]
+
+model = dict(head=dict(deep_supervision=True, mask_head=dict(_delete_=True, type="MaskClassifier")))
+loss = dict(_delete_=True, type="MaskClassificationLoss")
+dataset = dict(train=dict(batch_size=10, single_frames=True, negatives=dict(rate=0.2)))
+process = dict(train_epochs=5, freeze_epochs=5)
