@@ -1,6 +1,7 @@
 """Pack a run's best weights with its config and scores: the pretrained parts that stayed frozen are left out.
 
     python scripts/pack_weights.py CONFIG CHECKPOINT TARGET.safetensors [key=value ...]
+    python scripts/pack_weights.py CONFIG CHECKPOINT FOLDER [--whole]       # a model folder, see model/hub.py
 
 Scores are those that test.sh wrote into the run's folder. `bash test.sh TASK CONFIG TARGET.safetensors` reads the file;
 a file in model/packed/ is found by its name alone.
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -25,11 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG", help="of the run")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the run's weights")
-    parser.add_argument("target", type=Path, metavar="TARGET", help="the .safetensors file to write")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="the .safetensors file, or folder, to write")
+    parser.add_argument("--whole", action="store_true", help="keep the pretrained parts inside")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys that the run replaced")
     options = parser.parse_intermixed_args(arguments)
     from model import build_model
     from model.checkpoint import load_weights
+    from model.hub import WEIGHTS, save_pretrained
     from model.packed import pack
     from utils.config import load_config
 
@@ -43,7 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
         load_weights(model, checkpoint)
         files = sorted(checkpoint.parent.glob("*_metrics.json"))
         scores = {file.stem.removesuffix("_metrics"): json.loads(file.read_text()) for file in files}
-        left_out = pack(model, cfg, target, {name: _plain(found) for name, found in scores.items()})
+        plain = {name: _plain(found) for name, found in scores.items()}
+        classes = _classes(cfg)
+        if target.suffix:
+            left_out = pack(model, cfg, target, plain, classes=classes, whole=options.whole)
+        else:
+            left_out = save_pretrained(model, cfg, target, scores=plain, classes=classes, whole=options.whole)
+            target /= WEIGHTS
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,8 +64,16 @@ def main(arguments: list[str] | None = None) -> int:
         f"{target}: {target.stat().st_size / 1e6:.1f} MB, scores of {', '.join(scores) or 'no split'}; left out: ",
         end="",
     )
-    print(", ".join(f"{part} ({cfg.model[part]['weights']})" for part in left_out))
+    print(", ".join(f"{part} ({cfg.model[part]['weights']})" for part in left_out) or "nothing")
     return 0
+
+
+def _classes(cfg: Any) -> list[str] | None:
+    """Class names from the table that the config names; None where it names none, or the table is missing."""
+    from dataloader.semantic import read_classes
+
+    table = cfg.dataset["test"].get("label_idx_path")
+    return read_classes(table, cfg.model["head"]["num_classes"]) if table and Path(table).is_file() else None
 
 
 def _plain(found: dict[str, object]) -> dict[str, object]:

@@ -19,7 +19,7 @@ from dataloader.front_ends import front_end
 from dataloader.images import Placement, normalise
 from scripts.engine.testing import ModelPredictor, Predictor
 from utils.errors import ConfigError
-from utils.runtime import ROOT, find_checkpoint, find_file, warn
+from utils.runtime import ROOT, find_file, warn
 
 PACKED = Path("model") / "packed"
 Planes = npt.NDArray[np.uint8]
@@ -104,8 +104,9 @@ def load_for_prediction(
     """Load a model for `predict`.
 
     Args:
-        checkpoint: a packed model by file or by its name in model/packed/; or, with `config`, any weights of the
-            project. None: the only model in model/packed/, or the first by name.
+        checkpoint: a packed model by file or by its name in model/packed/; a model folder or a repository of the hub
+            (see model/hub.py); or, with `config`, any weights of the project. None: the only model in model/packed/,
+            or the first by name.
         config: a config file; None takes the one inside a packed model.
         precision: '32', 'bf16', '16', or 'auto': the fastest of the first two on this device.
         overrides: `key=value` of the config file.
@@ -116,12 +117,13 @@ def load_for_prediction(
         DownloadError: pretrained parts are missing and cannot be fetched.
     """
     from model import build_model
-    from model.packed import load_checkpoint
+    from model.hub import find_weights
+    from model.packed import load_checkpoint, packed_classes
     from model.precision import check_precision
     from utils.cpu import resolve_precision
     from utils.reproducibility import configure_torch, seed_everything
 
-    weights = default_checkpoint() if checkpoint is None else find_checkpoint(str(checkpoint))
+    weights = default_checkpoint() if checkpoint is None else find_weights(checkpoint)
     cfg = _config(weights, config, overrides)
     process = cfg["process"]
     configure_torch(process)
@@ -132,7 +134,7 @@ def load_for_prediction(
     with _inside(ROOT):  # names of pretrained weights are relative to it
         network = build_model(cfg["model"])
         load_checkpoint(network, cfg["model"], weights)
-        classes = class_names(cfg)
+        classes = packed_classes(weights) or class_names(cfg)
     return PredictionModel(
         ModelPredictor(network, resolved, device),
         front_end(str(getattr(network.audio_encoder, "front_end", "vggish"))),

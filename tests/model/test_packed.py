@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from model import build_model, load_pretrained
 from model.checkpoint import save_weights
-from model.packed import load_checkpoint, metadata, pack
+from model.packed import load_checkpoint, metadata, pack, packed_classes
 from scripts.pack_weights import main
+from scripts.prediction import load_for_prediction
 from tests.support import example, tiny
+from utils.config import load_config
 from utils.errors import CheckpointError, ConfigError
 
 
@@ -51,6 +53,17 @@ def test_round_trip_is_exact_and_small(cfg: Any, tmp_path: Path) -> None:
     assert found["task"] == "ms3" and found["scores"] == {"test": {"miou": 0.5}}
     assert found["config"] == json.loads(json.dumps(cfg.to_dict()))
 
+    torch.manual_seed(1)
+    other = build_model(cfg.model)
+    load_checkpoint(other, cfg.model, path)
+    assert torch.equal(logits(other), logits(model))
+
+
+def test_whole_packed_models_need_no_pretrained_weights(cfg: Any, tmp_path: Path) -> None:
+    model, path = trained(cfg), tmp_path / "packed.safetensors"
+    assert pack(model, cfg, path, {}, classes=["background", "owl"], whole=True) == []
+    assert packed_classes(path) == ["background", "owl"]
+    (tmp_path / "backbone.pth").unlink()
     torch.manual_seed(1)
     other = build_model(cfg.model)
     load_checkpoint(other, cfg.model, path)
@@ -105,8 +118,6 @@ def test_command_packs_a_run_with_its_scores(tmp_path: Path, capsys: pytest.Capt
         f"_base_ = [{str(base)!r}]\n"
         f"model = dict(audio_encoder=dict(frozen=True, weights={str(tmp_path / 'audio.pth')!r}))\n"
     )
-    from utils.config import load_config
-
     model = build_model(load_config(config).model)
     save_weights(model.audio_encoder, tmp_path / "audio.pth")
     save_weights(model, tmp_path / "MS3_best.pth")
@@ -118,3 +129,21 @@ def test_command_packs_a_run_with_its_scores(tmp_path: Path, capsys: pytest.Capt
     assert found is not None and found["scores"] == {"test": {"miou": 0.75, "clips": 3}}
     assert main([str(config), str(tmp_path / "nothing.pth"), str(target)]) == 2
     assert "nothing.pth does not exist" in capsys.readouterr().err
+
+
+def test_command_writes_a_model_folder_with_class_names(
+    cfg: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "classes.json"
+    table.write_text(json.dumps({"background": 0, "owl": 1, "bell": 2}))
+    config = tmp_path / "small.py"
+    config.write_text(
+        f"_base_ = [{str(Path('config/avss/MoDAT_pvt2_avss.py').resolve())!r}]\n"
+        f"model = dict(_delete_=True, **{tiny({}, backbone='resnet10t', num_classes=3)!r})\n"
+        f"dataset = dict(test=dict(label_idx_path={str(table)!r}, num_classes=3))\n"
+    )
+    save_weights(build_model(load_config(config).model), tmp_path / "AVSS_best.pth")
+    assert main([str(config), str(tmp_path / "AVSS_best.pth"), str(tmp_path / "folder"), "--whole"]) == 0
+    assert "left out: nothing" in capsys.readouterr().out
+    assert packed_classes(tmp_path / "folder" / "model.safetensors") == ["background", "owl", "bell"]
+    assert load_for_prediction(tmp_path / "folder").classes == ["background", "owl", "bell"]
