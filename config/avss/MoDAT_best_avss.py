@@ -7,4 +7,4 @@ _base_ = ["../_base_/models/modat_best_pvt2.py", "../_base_/datasets/avss.py", "
 
 model = dict(head=dict(num_classes=71), num_frames=10)
 loss = dict(_delete_=True, type="MaskClassificationLoss")
-dataset = dict(train=dict(negatives=dict(rate=0.2)))
+dataset = dict(train=dict(negatives=dict(rate=0.1)))

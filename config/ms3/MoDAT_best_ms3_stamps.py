@@ -7,4 +7,4 @@ _base_ = ["./MoDAT_lite0_ms3_stamps.py"]
 
 model = dict(head=dict(deep_supervision=True, mask_head=dict(_delete_=True, type="MaskClassifier")))
 loss = dict(_delete_=True, type="MaskClassificationLoss")
-dataset = dict(train=dict(negatives=dict(rate=0.2)))
+dataset = dict(train=dict(negatives=dict(rate=0.1)))

@@ -11,5 +11,5 @@ _base_ = [
 
 model = dict(head=dict(deep_supervision=True, mask_head=dict(_delete_=True, type="MaskClassifier")))
 loss = dict(_delete_=True, type="MaskClassificationLoss")
-dataset = dict(train=dict(batch_size=10, single_frames=True, negatives=dict(rate=0.2)))
+dataset = dict(train=dict(batch_size=10, single_frames=True, negatives=dict(rate=0.1)))
 process = dict(train_epochs=5, freeze_epochs=5)
