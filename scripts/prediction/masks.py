@@ -15,6 +15,7 @@ OBJECT_COLOUR = (255, 140, 0)  # as scripts/engine/visualize.py
 OPACITY = 0.6
 SOFT = 0.1  # of the probability, on both sides of the threshold
 Image8 = npt.NDArray[np.uint8]
+RGB = tuple[int, int, int]
 
 
 def enlarged(mask: Planes, width: int, height: int) -> list[Image8]:
@@ -54,7 +55,7 @@ def areas(mask: Planes, threshold: float) -> tuple[float, dict[int, float]]:
     return share, {index: float(counts[index] / painted.size) for index in np.flatnonzero(counts).tolist()}
 
 
-def class_colour(index: int) -> tuple[int, int, int]:
+def class_colour(index: int) -> RGB:
     """Red, green and blue of a class, as AVSS draws it."""
     red, green, blue = (int(value) for value in palette(255)[index])
     return red, green, blue
@@ -67,9 +68,14 @@ def opacity_table(threshold: float) -> npt.NDArray[np.int16]:
     return np.round(256 * OPACITY * rise * rise * (3 - 2 * rise)).astype(np.int16)
 
 
-def colours(mask: list[Image8]) -> npt.NDArray[np.int16]:
-    """Colour of the mask as (3,) or, with classes, (3, H, W): Y, U, V of BT.601, from 0 to 255."""
-    rgb = np.asarray(palette(255) if len(mask) == 2 else [OBJECT_COLOUR], np.float32)  # (K, 3)
+def colours(mask: list[Image8], colour: RGB | None = None) -> npt.NDArray[np.int16]:
+    """Colour of the mask as (3,) or, with classes, (3, H, W): Y, U, V of BT.601, from 0 to 255.
+
+    `colour` replaces those of the classes.
+    """
+    if colour is not None:
+        mask = mask[:1]
+    rgb = np.asarray(palette(255) if len(mask) == 2 else [colour or OBJECT_COLOUR], np.float32)  # (K, 3)
     yuv = rgb @ _RGB_TO_YUV.T + np.array([16, 128, 128], np.float32)
     table = yuv.round().astype(np.int16)
     return table[0] if len(mask) == 1 else table[np.minimum(mask[1], len(table) - 1)].transpose(2, 0, 1)
@@ -90,8 +96,8 @@ class Tint:
     colour: tuple[npt.NDArray[np.int16], ...] = ()
 
     @classmethod
-    def of(cls, mask: Planes, width: int, height: int, threshold: float) -> "Tint":
-        """The tint of a mask (P, h, w) for pictures of an even size, pixels."""
+    def of(cls, mask: Planes, width: int, height: int, threshold: float, colour: RGB | None = None) -> "Tint":
+        """The tint of a mask (P, h, w) for pictures of an even size, pixels; by default in the colours of classes."""
         planes = enlarged(mask, width, height)
         opacity = opacity_table(threshold)[planes[0]]
         rows, columns = np.flatnonzero(opacity.any(axis=1)), np.flatnonzero(opacity.any(axis=0))
@@ -102,8 +108,8 @@ class Tint:
         area = np.s_[top:bottom, left:right]
         full = opacity[area]
         half = (full[::2, ::2] + full[1::2, ::2] + full[::2, 1::2] + full[1::2, 1::2]) // 4
-        colour = colours([plane[area] for plane in planes])
-        parts = tuple(colour) if colour.ndim == 1 else (colour[0], colour[1][::2, ::2], colour[2][::2, ::2])
+        yuv = colours([plane[area] for plane in planes], colour)
+        parts = tuple(yuv) if yuv.ndim == 1 else (yuv[0], yuv[1][::2, ::2], yuv[2][::2, ::2])
         return cls((int(top), int(bottom), int(left), int(right)), (full, half, half), parts)
 
     def apply(self, planes: tuple[Image8, Image8, Image8]) -> None:

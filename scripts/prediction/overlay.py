@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from scripts.prediction.masks import OBJECT_COLOUR, Image8, Tint, class_colour, with_alpha
+from scripts.prediction.masks import OBJECT_COLOUR, RGB, Image8, Tint, class_colour, with_alpha
 from scripts.prediction.media import open_media, read_channels
 from scripts.prediction.model import Planes
 from scripts.prediction.source import Frame, Source
@@ -36,7 +36,13 @@ def strip_height(height: int) -> int:
     return even(min(max(48, height // 6), 160))
 
 
-def draw_strip(width: int, height: int, peaks: npt.NDArray[np.float32], shares: npt.NDArray[np.float32]) -> Image.Image:
+def draw_strip(
+    width: int,
+    height: int,
+    peaks: npt.NDArray[np.float32],
+    shares: npt.NDArray[np.float32],
+    colour: RGB = OBJECT_COLOUR,
+) -> Image.Image:
     """The strip, RGB of (width, height).
 
     Args:
@@ -44,6 +50,7 @@ def draw_strip(width: int, height: int, peaks: npt.NDArray[np.float32], shares: 
         height: even, pixels.
         peaks: of the sound per column, full scale 1, (width,); drawn in proportion to the largest.
         shares: of the picture painted per column, 0 to 1, (width,); drawn likewise.
+        colour: of the shares.
     """
     image = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(image)
@@ -54,7 +61,7 @@ def draw_strip(width: int, height: int, peaks: npt.NDArray[np.float32], shares: 
     for column in range(width):
         draw.line([(column, middle - heights[column]), (column, middle + heights[column])], fill=LINE)
         if shares[column] > 0:
-            draw.line([(column, low), (column, low - shares[column] / most * (low - wave - 2))], fill=OBJECT_COLOUR)
+            draw.line([(column, low), (column, low - shares[column] / most * (low - wave - 2))], fill=colour)
     if width >= 160:
         font = _font(height)
         draw.text((4, 1), "sound", fill=TEXT, font=font)
