@@ -43,6 +43,7 @@ class Shown:
         refused: whether it says why something was not done.
         own: with the clip's own sound.
         other: muted, or with another sound.
+        other_name: of that sound, escaped for HTML.
         seconds: length of the clip; 0: there is none.
         moment: seconds.
     """
@@ -51,6 +52,7 @@ class Shown:
     refused: bool = False
     own: Panel | None = None
     other: Panel | None = None
+    other_name: str = MUTED
     seconds: float = 0.0
     moment: float = 0.0
 
@@ -226,6 +228,7 @@ class Desk:
             message=_sentence(session),
             own=self._panel(session, session.own, "own", video=own_video),
             other=self._panel(session, session.other, "other", video=other_video),
+            other_name=public(session.other_name),
             seconds=session.clip.seconds,
             moment=session.moment,
         )
@@ -266,7 +269,7 @@ def _sentence(session: _Session) -> str:
     assert clip is not None and own is not None and other is not None
     shares = [float(each.shares(session.look.threshold).mean()) for each in (own, other)]
     sound = "with its own sound" if clip.sound is not None else "without a sound track, as in silence,"
-    name = "muted" if session.other_name == MUTED else f"with {session.other_name}"
+    name = MUTED if session.other_name == MUTED else "with the other sound"
     text = (
         f"{clip.name}, {clip.seconds:.1f} s: {sound} {shares[0]:.1%} of the picture is painted on average, "
         f"{name} {shares[1]:.1%}."

@@ -17,13 +17,14 @@ from scripts.prediction.timing import time_of
 COLUMNS = 5
 MAX_TILES = 15
 TILE = 180  # pixels, width
-BAR = 22  # pixels, height of the line below a tile
+BAR = 36  # pixels, height of the line below a tile
+FONT = 27  # pixels; the page shows the strip at about half its size
 PAGE, TEXT = (255, 255, 255), (40, 40, 40)
 MARK = "#d62728"
 SECONDS = 0.96
 """Length of the sound that belongs to a mask, in all front ends."""
 MEL_RANGES = {"vggish": audio.MEL_RANGE, "aisfx": (0.0, front_ends.SAMPLE_RATE / 2)}  # Hz
-TICKS = (250, 500, 1000, 2000, 4000, 8000, 16_000)  # Hz
+TICKS = (250, 1000, 2000, 4000, 8000, 16_000)  # Hz
 
 
 def painted(answered: Answer, index: int, look: Look, width: int, height: int) -> Image8:
@@ -49,12 +50,12 @@ def mask_strip(answered: Answer, clip: Clip, look: Look, moment: float) -> Image
     height = max(8, min(round(TILE * clip.height / clip.width), 2 * TILE))
     rows = -(-len(chosen) // COLUMNS)
     image = Image.new("RGB", (COLUMNS * (TILE + 4) + 4, rows * (height + BAR + 4) + 4), PAGE)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=FONT)
     shares = answered.shares(look.threshold)
     for place, index in enumerate(chosen.tolist()):
         left, top = 4 + place % COLUMNS * (TILE + 4), 4 + place // COLUMNS * (height + BAR + 4)
         image.paste(Image.fromarray(painted(answered, index, look, TILE, height)), (left, top))
-        text = f"{time_of(index, answered.fps):.1f} s: {shares[index]:.1%}"
+        text = f"{time_of(index, answered.fps):.1f} s: {shares[index]:.0%}"
         draw.text((left + 4, top + height + 2), text, fill=TEXT, font=font)
         if index == current:
             draw.rectangle((left - 3, top - 3, left + TILE + 2, top + height + 2), outline=MARK, width=3)
@@ -68,11 +69,11 @@ def moment_picture(answered: Answer, clip: Clip, look: Look, moment: float) -> I
     frame = painted(answered, index, look, width, max(8, min(round(width * clip.height / clip.width), 2 * width)))
     start = answered.window_start(index)
     mel, ticks, labels = _mel_image(answered, index)
-    figure = Figure(figsize=(9.2, 3.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.4, 2.75), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     left.imshow(frame)
     left.set_axis_off()
-    left.set_title(f"mask of {time_of(index, answered.fps):.2f} s", fontsize=13)
+    left.set_title(f"mask of {time_of(index, answered.fps):.2f} s", fontsize=11)
     span = float(np.ptp(mel))
     right.imshow(
         mel,
@@ -85,11 +86,11 @@ def moment_picture(answered: Answer, clip: Clip, look: Look, moment: float) -> I
     )
     marked = min(max(moment, start), start + SECONDS)
     right.axvline(marked, color="cyan", linewidth=2)
-    right.set_title(f"log-mel, {moment:.2f} s marked" + ("" if span > 1e-6 else " (silent)"), fontsize=13)
-    right.set_xlabel("seconds", fontsize=12)
-    right.set_ylabel("Hz", fontsize=12)
+    right.set_title(f"log-mel, {moment:.2f} s marked" + ("" if span > 1e-6 else " (silent)"), fontsize=11)
+    right.set_xlabel("seconds", fontsize=11)
+    right.set_ylabel("Hz", fontsize=11)
     right.set_yticks(ticks, labels)
-    right.tick_params(labelsize=11)
+    right.tick_params(labelsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return np.asarray(Image.open(buffer).convert("RGB"))

@@ -63,9 +63,9 @@ def draw_strip(
         if shares[column] > 0:
             draw.line([(column, low), (column, low - shares[column] / most * (low - wave - 2))], fill=colour)
     if width >= 160:
-        font = _font(height)
-        draw.text((4, 1), "sound", fill=TEXT, font=font)
-        draw.text((4, wave), f"painted share, up to {most:.0%}", fill=TEXT, font=font)
+        style: dict[str, Any] = {"fill": TEXT, "font": _font(height), "stroke_width": 2, "stroke_fill": BACKGROUND}
+        draw.text((4, 1), "sound", **style)
+        draw.text((4, wave), f"painted share, up to {most:.0%}", **style)
     return image
 
 
