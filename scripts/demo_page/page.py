@@ -92,15 +92,18 @@ def build(desk: Desk, examples: Sequence[Example]) -> Any:
                 )
             panels = [_panel("With its own sound", "own"), _panel(_title(MUTED), "other")]
         outputs = [message, *panels[0], *panels[1], moment]
-        both = [*outputs, compare, other_sound]
+        both = [*outputs, compare, other_sound, video]
 
         def on_clip(
             upload: str | None, name: str, share: float, tint: str, request: gr.Request, progress: Any = PROGRESS
         ) -> list[Any]:
             if upload is None:
-                return [*_updates(Shown(WELCOME)), gr.update(), gr.update()]
-            shown = desk.show_clip(_key(request), Path(upload), name, _look(share, tint), _reporter(progress))
-            return [*_updates(shown), MUTED, gr.update(visible=False, value=None)]
+                desk.close(_key(request))
+                shown = Shown(WELCOME)
+            else:
+                shown = desk.show_clip(_key(request), Path(upload), name, _look(share, tint), _reporter(progress))
+            file = gr.update(value=None) if shown.refused else gr.update()
+            return [*_updates(shown), MUTED, gr.update(visible=False, value=None), file]
 
         def on_model(name: str, request: gr.Request, progress: Any = PROGRESS) -> list[Any]:
             return _updates(desk.change_model(_key(request), name, _reporter(progress)))

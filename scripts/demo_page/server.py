@@ -126,6 +126,8 @@ def free_port(host: str, port: int | None) -> int:
     Raises:
         ConfigError: it is taken, not allowed, or the host is not an address of this machine.
     """
+    if port is not None and not 1 <= port <= 65_535:
+        raise ConfigError(f"--port {port} is not between 1 and 65535.")
     reason = ""
     for candidate in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
         try:
@@ -134,7 +136,7 @@ def free_port(host: str, port: int | None) -> int:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(address)
                 return candidate
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+        except OSError as error:
+            reason = error.strerror or str(error)
     tried = str(port) if port is not None else f"{FIRST_PORT} to {FIRST_PORT + PORTS - 1}"
     raise ConfigError(f"the page cannot listen on {host}, port {tried} ({reason}): name others with --host and --port.")
