@@ -81,7 +81,7 @@ class MaskPredictor(nn.Module):
     def forward(self, queries: Tensor, mask_feature: Tensor) -> Tensor:
         """Queries (N, Q, C) and mask feature (N, C, H, W) -> logits (N, K, scale * H, scale * W)."""
         frames = self._chunk_size(mask_feature)
-        if frames >= len(mask_feature):
+        if frames >= mask_feature.shape[0]:  # unlike len, keeps the size symbolic in an export
             return self._logits(queries, mask_feature)
         chunks = zip(queries.split(frames), mask_feature.split(frames), strict=True)
         return torch.cat([recompute(self._logits, *chunk) for chunk in chunks])
@@ -91,7 +91,7 @@ class MaskPredictor(nn.Module):
         if self.use_checkpoint and self.training:
             return 1
         if torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler would unroll the loop
-            return len(mask_feature)
+            return mask_feature.shape[0]
         return max(1, CHUNK_PIXELS // mask_feature[0, 0].numel())
 
     def _logits(self, queries: Tensor, mask_feature: Tensor) -> Tensor:

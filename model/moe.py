@@ -192,6 +192,8 @@ class ChannelExperts(nn.Module):
 
         query = torch.einsum("nc,edc->ned", audio, self.query_weight).unflatten(-1, (heads, -1))  # (N, E, h, d)
         folded = torch.einsum("nehd,ehdc->nehc", query, key_weight.unflatten(1, (heads, -1)))
+        if torch.compiler.is_exporting():  # strides that depend on N would exclude N = 1 from the export
+            folded = folded.contiguous()
         folded = folded.flatten(1, 2) * (channels // heads) ** -0.5  # (N, E * h, C)
         scores = (folded @ tokens.transpose(1, 2)).unflatten(1, (experts, heads))  # (N, E, h, n)
         attention = self._softmax_over_slots(scores, routing).flatten(1, 2)  # (N, E * h, n)
