@@ -54,37 +54,36 @@ def main(arguments: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from scripts.exporting import FORMATS, export_model, time_per_frame
+    from scripts.exporting import FORMATS, export_model, inputs_of, time_per_frame
 
     out = given.out.absolute()
     model, cfg, classes = _load(given.checkpoint, given.config)
     frames = model.num_frames if given.frames is None else given.frames
     size = None if given.size is None else (given.size[0], given.size[1])
+    inputs = inputs_of(model, cfg, size)
+    if frames < 1 or frames % inputs.multiple:
+        raise ConfigError(f"--frames {frames}: this model takes whole clips, multiples of {inputs.multiple} frames.")
+    example = inputs.example(frames)
     console = Console(soft_wrap=True, highlight=False)
     table = Table(title=f"time per frame, {frames} frames per call", title_justify="left")
     table.add_column("format")
     table.add_column("ms", justify="right")
-    program, inputs, example = None, None, None
+    if given.time:
+        table.add_row("model", f"{time_per_frame(_logits(model), example):.1f}")
+    program = None
     for name in dict.fromkeys(given.format):
         path = out if len(given.format) == 1 else out.with_name(out.name + FORMATS[name].suffix)
         try:
             done = export_model(model, cfg, name, path, size=size, classes=classes, program=program)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written ({error.strerror or error}).") from error
-        program, inputs = done.program, done.inputs
+        program = done.program
         console.print(
             f"{path}: {path.stat().st_size / 1e6:.1f} MB; "
             f"logits differ from the model's by {done.difference:.1g} at most, {done.metadata['tolerance']} is allowed",
             markup=False,
         )
         if given.time:
-            if example is None:
-                if frames < 1 or frames % inputs.multiple:
-                    raise ConfigError(
-                        f"--frames {frames}: this model takes whole clips, multiples of {inputs.multiple} frames."
-                    )
-                example = inputs.example(frames)
-                table.add_row("model", f"{time_per_frame(_logits(model), example):.1f}")
             table.add_row(name, f"{time_per_frame(done.run, example):.1f}")
     if given.time:
         console.print(table)

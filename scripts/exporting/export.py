@@ -30,7 +30,6 @@ class Exported(NamedTuple):
         metadata: what the file says of itself.
         difference: largest of the logits from the model's, on random inputs.
         program: the traced model, for other formats.
-        inputs: of the model.
     """
 
     path: Path
@@ -38,7 +37,6 @@ class Exported(NamedTuple):
     metadata: dict[str, Any]
     difference: float
     program: ExportedProgram
-    inputs: Inputs
 
 
 def export_model(
@@ -84,7 +82,7 @@ def export_model(
         chosen.write(program, part, metadata)
         run, difference = _check(chosen, format_name, part, model, inputs)
         part.replace(path)
-    return Exported(path, run, metadata, difference, program, inputs)
+    return Exported(path, run, metadata, difference, program)
 
 
 def inputs_of(model: AVSModel, cfg: Any, size: tuple[int, int] | None = None) -> Inputs:

@@ -1,10 +1,11 @@
 """Exported files agree with their model on numbers of frames that they were not made with."""
 
-import builtins
-import json
-from collections.abc import Callable, Iterator
+import contextlib
+import importlib
+import io
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -13,32 +14,34 @@ from torch import Tensor, nn
 
 from model import build_model
 from model.checkpoint import save_weights
+from model.hub import save_pretrained
 from scripts.export import main
-from scripts.exporting import Exported, export_model
+from scripts.exporting import export_model
+from scripts.exporting.export import inputs_of
 from scripts.exporting.formats import FORMATS, read_onnx, read_pt2
+from scripts.exporting.graph import Inputs
 from tests.support import tiny
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import MODELS
 
-REPEAT = {"_delete_": True, "type": "RepeatGenerator"}
 SMALL: dict[str, dict[str, Any]] = {
-    "mixture of experts": {"query_generator": REPEAT},
-    "mask classification": {
-        "query_generator": REPEAT,
-        "fusion_block": None,
+    "frames": {  # with MoE and MaskClassifier
+        "query_generator": {"_delete_": True, "type": "RepeatGenerator"},
         "mask_head": {"_delete_": True, "type": "MaskClassifier", "hidden_dim": 8},
+        "transformer": {"decoder": {"num_layers": 0}},
     },
-    "temporal": {
+    "clips": {  # binary, and frames influence each other
         "query_generator": {
             "num_layers": 1,
             "av_fusion": {"type": "AVFusion", "num_heads": 2, "ffn_dim": 16, "num_layers": 1, "temporal": True},
         },
         "fusion_block": None,
-        "transformer": {"type": "Transformer", "encoder": {"num_layers": 0}, "decoder": {"num_layers": 0}},
+        "transformer": {"encoder": {"num_layers": 0}, "decoder": {"num_layers": 0}},
+        "valid_indices": [3],
     },
 }
 """Changes of `tiny`'s head."""
-CLASSES = {"mask classification": 3}
+CLASSES = {"frames": 3, "clips": 1}
 
 
 class FourConvolutions(nn.Module):
@@ -65,9 +68,10 @@ def backbone() -> Iterator[None]:
 
 
 def config(name: str) -> Any:
-    model = tiny(SMALL[name], num_classes=CLASSES.get(name, 1))
+    model = tiny(SMALL[name], num_classes=CLASSES[name])
     model["backbone"] = {"type": "FourConvolutions"}
-    return Config(dict(task="ms3", model=model, dataset=dict(test=dict(img_size=(32, 64)))))
+    data = dict(test=dict(img_size=(32, 64)))
+    return Config(dict(task="ms3", model=model, dataset=data, process=dict(freeze_epochs=0, train_epochs=1)))
 
 
 def network(cfg: Any) -> Any:
@@ -75,100 +79,106 @@ def network(cfg: Any) -> Any:
     return build_model(cfg.model).eval()
 
 
+class Made(NamedTuple):
+    """A model, its files by format, and what was printed."""
+
+    model: Any
+    inputs: Inputs
+    files: dict[str, Path]
+    printed: str
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Any, Exported]]:
-    """(model, exported file) by name of the model and of the format; each is made once."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+    """By name: one exported from Python, one by the command, from a model folder."""
     folder = tmp_path_factory.mktemp("exported")
-    made: dict[tuple[str, str], Exported] = {}
-    networks: dict[str, Any] = {}
+    cfg = config("frames")
+    model, program = network(cfg), None
+    files = {name: folder / f"frames{FORMATS[name].suffix}" for name in ("pt2", "onnx")}
+    for name, path in files.items():
+        program = export_model(model, cfg, name, path, program=program).program
+    frames = Made(model, inputs_of(model, cfg), files, "")
 
-    def make(name: str, format_name: str) -> tuple[Any, Exported]:
-        networks.setdefault(name, network(config(name)))
-        program = next((done.program for (other, _), done in made.items() if other == name), None)
-        if (name, format_name) not in made:
-            path = folder / f"{name}{FORMATS[format_name].suffix}"
-            made[name, format_name] = export_model(networks[name], config(name), format_name, path, program=program)
-        return networks[name], made[name, format_name]
-
-    return make
-
-
-CASES = [("mixture of experts", "pt2"), ("mixture of experts", "onnx"), ("mask classification", "pt2")]
-CASES += [("mask classification", "onnx"), ("temporal", "pt2")]
+    cfg = config("clips")
+    model = network(cfg)
+    save_pretrained(model, cfg, folder / "owl")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        out = ["--format", "pt2", "onnx", "--out", str(folder / "clips")]
+        assert main([str(folder / "owl"), *out, "--size", "64", "32", "--time"]) == 0
+    files = {name: folder / f"clips{FORMATS[name].suffix}" for name in ("pt2", "onnx")}
+    clips = Made(model, inputs_of(model, cfg, (64, 32)), files, printed.getvalue())
+    return {"frames": frames, "clips": clips}
 
 
-@pytest.mark.parametrize(("name", "format_name"), CASES)
-def test_files_agree_with_the_model_on_any_number_of_frames(exported: Any, name: str, format_name: str) -> None:
-    model, done = exported(name, format_name)
+@pytest.mark.parametrize("format_name", ["pt2", "onnx"])
+@pytest.mark.parametrize("name", SMALL)
+def test_files_agree_with_the_model_on_any_number_of_frames(made: dict[str, Made], name: str, format_name: str) -> None:
+    model, inputs, files, _ = made[name]
+    run, _ = FORMATS[format_name].read(files[format_name])
     for count in (1, 4, 7):
-        example = done.inputs.example(count * done.inputs.multiple, seed=9)
+        example = inputs.example(count * inputs.multiple, seed=9)
         with torch.no_grad():
             expected = model(*example).logits
         assert expected.std() > 1e-2  # not one value everywhere
-        torch.testing.assert_close(done.run(*example), expected, rtol=0, atol=1e-3)
-    assert done.difference < 1e-3
+        torch.testing.assert_close(run(*example), expected, rtol=0, atol=1e-3)
 
 
-def test_a_graph_needs_none_of_this_project(exported: Any) -> None:
-    _, done = exported("mixture of experts", "pt2")
-    targets = {str(node.target) for node in done.program.graph.nodes if node.op == "call_function"}
+def test_a_graph_needs_none_of_this_project(made: dict[str, Made]) -> None:
+    graph = torch.export.load(made["frames"].files["pt2"]).graph
+    targets = {str(node.target) for node in graph.nodes if node.op == "call_function"}
     assert "aten.grid_sampler.default" in targets
     assert not [target for target in targets if "modat" in target]
 
 
-def test_files_say_what_they_take_and_give(exported: Any) -> None:
-    found = read_pt2(exported("mixture of experts", "pt2")[1].path)[1]
-    assert found["inputs"]["frames"]["shape"] == ["N", 3, 32, 64]
-    assert found["inputs"]["log_mel"] | {"meaning": ""} == {
-        "shape": ["N", 1, 96, 64],
-        "dtype": "float32",
-        "front_end": "vggish",
-        "meaning": "",
-    }
-    assert found["outputs"]["logits"]["shape"] == ["N", 1, 32, 64]
-    assert found["threshold"] == 0.5 and found["config"]["embed_dim"] == 16
-    semantic = read_onnx(exported("mask classification", "onnx")[1].path)[1]
+def test_files_say_what_they_take_and_give(made: dict[str, Made]) -> None:
+    semantic = read_onnx(made["frames"].files["onnx"])[1]
+    assert semantic["inputs"]["frames"]["shape"] == ["N", 3, 32, 64]
+    assert semantic["inputs"]["log_mel"]["shape"] == ["N", 1, 96, 64]
+    assert semantic["inputs"]["log_mel"]["front_end"] == "vggish"
     assert semantic["outputs"]["logits"]["shape"] == ["N", 3, 32, 64]
     assert semantic["classes"] == ["background", "class 1", "class 2"] and semantic["threshold"] is None
-    clips = exported("temporal", "pt2")[1].metadata
-    assert clips["inputs"]["frames"]["shape"][0] == "N (whole clips: a multiple of 3)"
+    binary = read_pt2(made["clips"].files["pt2"])[1]
+    assert binary["inputs"]["frames"]["shape"] == ["N (whole clips: a multiple of 3)", 3, 64, 32]
+    assert binary["outputs"]["logits"]["shape"][1:] == [1, 64, 32]
+    assert binary["threshold"] == 0.5 and binary["config"]["embed_dim"] == 16
 
 
-def test_command_exports_and_prints_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = config("temporal")
-    cfg.process = dict(freeze_epochs=0, train_epochs=1)
-    from model.hub import save_pretrained
+def test_command_prints_agreement_and_times(made: dict[str, Made]) -> None:
+    printed = made["clips"].printed
+    assert "clips.onnx: " in printed and "at most, 0.001 is allowed" in printed
+    assert "time per frame, 3 frames per call" in printed
+    assert [word for word in printed.split() if word in ("model", "pt2", "onnx")][-3:] == ["model", "pt2", "onnx"]
 
+
+def test_command_refuses_parts_of_clips(tmp_path: Path) -> None:
+    cfg = config("clips")
     save_pretrained(network(cfg), cfg, tmp_path / "owl")
-    assert main([str(tmp_path / "owl"), "--out", str(tmp_path / "owl.pt2"), "--time", "--size", "64", "32"]) == 0
-    printed = capsys.readouterr().out
-    assert "at most" in printed and "3 frames per call" in printed and "pt2" in printed
-    assert json.loads(json.dumps(read_pt2(tmp_path / "owl.pt2")[1]["inputs"]["frames"]["shape"]))[1:] == [3, 64, 32]
     with pytest.raises(ConfigError, match="--frames 4: this model takes whole clips, multiples of 3"):
         main([str(tmp_path / "owl"), "--out", str(tmp_path / "owl.pt2"), "--time", "--frames", "4"])
+    assert not (tmp_path / "owl.pt2").exists()
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
+    real = importlib.import_module
 
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+    def without(name: str) -> Any:
         if name == "onnxscript":
             raise ImportError(name)
-        return real(name, *args, **kwargs)
+        return real(name)
 
     monkeypatch.setattr("importlib.import_module", without)
     with pytest.raises(ConfigError, match="the format onnx needs the package onnxscript: pip install onnxscript"):
-        export_model(network(config("temporal")), config("temporal"), "onnx", tmp_path / "model.onnx")
+        export_model(network(config("clips")), config("clips"), "onnx", tmp_path / "model.onnx")
 
 
 def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     with pytest.raises(ConfigError, match=r"the format aoti needs a C\+\+ compiler"):
-        export_model(network(config("temporal")), config("temporal"), "aoti", tmp_path / "model.pt2")
+        export_model(network(config("clips")), config("clips"), "aoti", tmp_path / "model.pt2")
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
-    cfg = config("mask classification")
+    cfg = config("frames")
     model = network(cfg)
     with pytest.raises(ConfigError, match=r"format 'tflite': .*Known: aoti, onnx, pt2"):
         export_model(model, cfg, "tflite", tmp_path / "model.tflite")
@@ -190,16 +200,16 @@ class DependsOnValues(nn.Module):
         return mean if bool(log_mel.sum() > 0) else -mean
 
 
-def test_a_file_that_differs_from_its_model_does_not_appear(exported: Any, tmp_path: Path) -> None:
-    cfg = config("temporal")
+def test_a_file_that_differs_from_its_model_does_not_appear(made: dict[str, Made], tmp_path: Path) -> None:
+    cfg = config("clips")
     other = network(cfg)
     with torch.no_grad():
         other.head.mask_head.classify.weight.mul_(2)
-    program = exported("temporal", "pt2")[1].program
+    program = torch.export.load(made["clips"].files["pt2"])
     with pytest.raises(
         ConfigError, match=r"the pt2 file on 3 frames differs from the model by .* in .* % of the logits"
     ):
-        export_model(other, cfg, "pt2", tmp_path / "model.pt2", program=program)
+        export_model(other, cfg, "pt2", tmp_path / "model.pt2", size=(64, 32), program=program)
     assert not list(tmp_path.iterdir())
 
 
