@@ -80,6 +80,7 @@ def write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]
                 opset_version=OPSET,
                 input_names=["log_mel", "frames"],
                 output_names=["logits"],
+                dynamic_shapes={"log_mel": {0: "N"}, "frames": {0: "N"}},  # names of the axes alone
                 verbose=False,
             )
         except UNSUPPORTED as error:

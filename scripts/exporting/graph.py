@@ -51,7 +51,7 @@ class Logits(nn.Module):
 
     def __init__(self, model: AVSModel) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).cpu().float().eval()
+        self.model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         for module in self.model.modules():
             if isinstance(module, MSDeformAttn):
                 module.backend = "torch"

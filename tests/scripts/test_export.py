@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import onnx
 import pytest
 import torch
 from mmengine.config import Config
@@ -128,6 +129,14 @@ def test_a_graph_needs_none_of_this_project(made: dict[str, Made]) -> None:
     targets = {str(node.target) for node in graph.nodes if node.op == "call_function"}
     assert "aten.grid_sampler.default" in targets
     assert not [target for target in targets if "modat" in target]
+
+
+def test_axes_have_names(made: dict[str, Made]) -> None:
+    for name in SMALL:
+        graph = onnx.load(made[name].files["onnx"]).graph
+        values = (*graph.input, *graph.output)
+        assert [value.name for value in values] == ["log_mel", "frames", "logits"]
+        assert {value.type.tensor_type.shape.dim[0].dim_param for value in values} == {"N"}
 
 
 def test_files_say_what_they_take_and_give(made: dict[str, Made]) -> None:
