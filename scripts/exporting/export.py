@@ -5,20 +5,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from dataloader.front_ends import front_end
 from dataloader.images import IMAGENET_MEAN, IMAGENET_STD
 from model.avs_model import AVSModel
-from scripts.exporting.formats import FORMATS, Format, Run
+from scripts.exporting.check import TOLERANCE, check_agreement
+from scripts.exporting.formats import FORMATS, Run
 from scripts.exporting.graph import Inputs, reason, trace
 from scripts.prediction.model import class_names, frame_size
 from utils.errors import ConfigError
 from utils.registry import suggestion
-
-TOLERANCE = 1e-3
-"""Largest difference of a logit from the model's."""
 
 
 class Exported(NamedTuple):
@@ -61,8 +58,8 @@ def export_model(
         program: the model traced before, from another format's `Exported`.
 
     Raises:
-        ConfigError: an unknown format; a package or a compiler is missing; the format cannot express the model, or its
-            result differs from the model's by more than TOLERANCE.
+        ConfigError: an unknown format; a package or a compiler is missing; the format cannot express the model, or the
+            file's logits are not the model's (see check_agreement).
         OSError: the file cannot be written.
     """
     if format_name not in FORMATS:
@@ -80,7 +77,8 @@ def export_model(
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         part = Path(folder) / f"model{chosen.suffix}"
         chosen.write(program, part, metadata)
-        run, difference = _check(chosen, format_name, part, model, inputs)
+        run, _ = chosen.read(part)
+        difference = check_agreement(run, model, inputs, f"the {format_name} file")
         part.replace(path)
     return Exported(path, run, metadata, difference, program)
 
@@ -142,34 +140,6 @@ def _try_eager(model: AVSModel, inputs: Inputs) -> None:
         raise ConfigError(
             f"frames of {height} x {width} pixels get masks of {size[0]} x {size[1]}: take multiples of 32."
         )
-
-
-@torch.no_grad()
-def _check(chosen: Format, name: str, path: Path, model: AVSModel, inputs: Inputs) -> tuple[Run, float]:
-    run, _ = chosen.read(path)
-    largest = 0.0
-    for count in (inputs.multiple, 3 * inputs.multiple):  # traced with 2
-        example = inputs.example(count, seed=count)
-        expected: Tensor = model(*example).logits
-        try:
-            found = run(*example)
-        except Exception as error:  # of three runtimes, which have no common class of errors
-            raise ConfigError(f"the {name} file does not run on {count} frames: {reason(error)}") from error
-        largest = max(largest, _difference(found, expected, f"the {name} file on {count} frames"))
-    return run, largest
-
-
-def _difference(found: Tensor, expected: Tensor, what: str) -> float:
-    if found.shape != expected.shape:
-        raise ConfigError(f"{what} gives {tuple(found.shape)}, the model {tuple(expected.shape)}.")
-    difference = (found - expected).abs().nan_to_num(nan=torch.inf)
-    if float(difference.max()) > TOLERANCE:
-        share = float((difference > TOLERANCE).float().mean())
-        raise ConfigError(
-            f"{what} differs from the model by {float(difference.max()):.2g} at most, and by more than {TOLERANCE} in "
-            f"{100 * share:.3g} % of the logits: this model cannot be exported so; take another format."
-        )
-    return float(difference.max())
 
 
 def _front_end_name(model: AVSModel) -> str:

@@ -17,8 +17,7 @@ from model import build_model
 from model.checkpoint import save_weights
 from model.hub import save_pretrained
 from scripts.export import main
-from scripts.exporting import export_model
-from scripts.exporting.export import inputs_of
+from scripts.exporting import Differs, check_agreement, export_model, inputs_of
 from scripts.exporting.formats import FORMATS, read_onnx, read_pt2
 from scripts.exporting.graph import Inputs
 from tests.support import tiny
@@ -220,6 +219,28 @@ def test_a_file_that_differs_from_its_model_does_not_appear(made: dict[str, Made
     ):
         export_model(other, cfg, "pt2", tmp_path / "model.pt2", size=(64, 32), program=program)
     assert not list(tmp_path.iterdir())
+
+
+def off_by(model: Any, amounts: list[float]) -> Any:
+    """Logits of the model plus the next of the amounts in each call."""
+    remaining = iter(amounts)
+    return lambda *example: model(*example).logits + next(remaining)
+
+
+def test_a_model_with_routers_is_tried_on_other_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = config("frames")
+    model = network(cfg)
+    inputs = inputs_of(model, cfg)
+    assert check_agreement(off_by(model, [0.1, 0.0, 1e-4]), model, inputs, "the file") == pytest.approx(1e-4, rel=0.1)
+    assert "the file on 1 frames differs from the model by 0.1 at most" in capsys.readouterr().err
+    with pytest.raises(Differs, match=r"by 0\.1 at most, and by more than 0\.001 in 100 % of the logits"):
+        check_agreement(off_by(model, [0.1, 0.1, 0.1]), model, inputs, "the file")
+    cfg = config("clips")
+    model = network(cfg)
+    with pytest.raises(Differs):
+        check_agreement(off_by(model, [0.1, 0.0]), model, inputs_of(model, cfg), "the file")
+    with pytest.raises(Differs, match="by inf at most"):
+        check_agreement(off_by(model, [float("nan")]), model, inputs_of(model, cfg), "the file")
 
 
 def test_other_files_are_refused_by_name(tmp_path: Path) -> None:

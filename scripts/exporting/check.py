@@ -1,0 +1,85 @@
+"""Whether a file computes what its model computes."""
+
+import torch
+from torch import Tensor
+
+from model.avs_model import AVSModel
+from model.moe import Top2Router
+from scripts.exporting.formats import Run
+from scripts.exporting.graph import Inputs, reason
+from utils.errors import ConfigError
+from utils.runtime import warn
+
+TOLERANCE = 1e-3
+"""Largest difference of a logit from the model's."""
+DRAWS = 3
+"""Random inputs that a model with routed experts is tried on, at most."""
+
+
+class Differs(ConfigError):
+    """A file's logits are not the model's."""
+
+
+@torch.no_grad()
+def check_agreement(run: Run, model: AVSModel, inputs: Inputs, what: str) -> float:
+    """Compare a file with its model on random inputs of two lengths, one frame or clip and three (traced with two).
+
+    A router of experts decides by comparing numbers: where two of them are equal but for rounding, a token goes to one
+    expert in one runtime and to another in the next, and the logits around it differ, as they do between devices and
+    batch sizes. On the packed models this happens in about 1 of 240 frames with ONNX Runtime. A model with routers that
+    differs on one draw of a length is therefore tried on two more, and has to agree on one; a warning says so.
+
+    Args:
+        run: of the file.
+        model: in evaluation mode.
+        inputs: its inputs.
+        what: names the file in messages.
+
+    Returns:
+        The largest difference of a logit, of the draws that agree.
+
+    Raises:
+        Differs: by more than TOLERANCE, or in shape.
+        ConfigError: the file does not run.
+    """
+    draws = DRAWS if any(isinstance(module, Top2Router) for module in model.modules()) else 1
+    largest = 0.0
+    for count in (inputs.multiple, 3 * inputs.multiple):
+        where = f"{what} on {count} frames"
+        failures: list[Differs] = []
+        for draw in range(draws):
+            example = inputs.example(count, seed=count + 100 * draw)
+            expected: Tensor = model(*example).logits
+            try:
+                found = run(*example)
+            except Exception as error:  # of three runtimes, which have no common class of errors
+                raise ConfigError(f"{where} does not run: {reason(error)}.") from error
+            try:
+                largest = max(largest, difference(found, expected, where))
+                break
+            except Differs as error:
+                failures.append(error)
+        if len(failures) == draws:
+            raise failures[0]
+        for failure in failures:
+            warn(f"{failure} It agrees on other inputs: rounding sent a token to another expert.")
+    return largest
+
+
+def difference(found: Tensor, expected: Tensor, where: str) -> float:
+    """The largest difference of a logit.
+
+    Raises:
+        Differs: it is above TOLERANCE, a value is not a number, or the shapes differ.
+    """
+    if found.shape != expected.shape:
+        raise Differs(f"{where} gives {tuple(found.shape)}, the model {tuple(expected.shape)}.")
+    distance = (found - expected).abs().nan_to_num(nan=torch.inf)
+    largest = float(distance.max())
+    if largest > TOLERANCE:
+        share = float((distance > TOLERANCE).float().mean())
+        raise Differs(
+            f"{where} differs from the model by {largest:.2g} at most, and by more than {TOLERANCE} in "
+            f"{100 * share:.3g} % of the logits."
+        )
+    return largest
