@@ -214,9 +214,7 @@ def test_a_file_that_differs_from_its_model_does_not_appear(made: dict[str, Made
     with torch.no_grad():
         other.head.mask_head.classify.weight.mul_(2)
     program = torch.export.load(made["clips"].files["pt2"])
-    with pytest.raises(
-        ConfigError, match=r"the pt2 file on 3 frames differs from the model by .* in .* % of the logits"
-    ):
+    with pytest.raises(ConfigError, match=r"the pt2 file at N = 3 differs from the model by .* in .* % of the logits"):
         export_model(other, cfg, "pt2", tmp_path / "model.pt2", size=(64, 32), program=program)
     assert not list(tmp_path.iterdir())
 
@@ -232,7 +230,7 @@ def test_a_model_with_routers_is_tried_on_other_inputs(capsys: pytest.CaptureFix
     model = network(cfg)
     inputs = inputs_of(model, cfg)
     assert check_agreement(off_by(model, [0.1, 0.0, 1e-4]), model, inputs, "the file") == pytest.approx(1e-4, rel=0.1)
-    assert "the file on 1 frames differs from the model by 0.1 at most" in capsys.readouterr().err
+    assert "the file at N = 1 differs from the model by 0.1 at most" in capsys.readouterr().err
     with pytest.raises(Differs, match=r"by 0\.1 at most, and by more than 0\.001 in 100 % of the logits"):
         check_agreement(off_by(model, [0.1, 0.1, 0.1]), model, inputs, "the file")
     cfg = config("clips")
