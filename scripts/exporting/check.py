@@ -26,8 +26,9 @@ def check_agreement(run: Run, model: AVSModel, inputs: Inputs, what: str) -> flo
 
     A router of experts decides by comparing numbers: where two of them are equal but for rounding, a token goes to one
     expert in one runtime and to another in the next, and the logits around it differ, as they do between devices and
-    batch sizes. With a trained MoDAT (lite0, 128 pixels) and ONNX Runtime this happened in 1 of 240 frames. A model with routers that
-    differs on one draw of a length is therefore tried on two more, and has to agree on one; a warning says so.
+    batch sizes. With a trained MoDAT (lite0, 128 pixels) and ONNX Runtime this happened in 1 of 240 frames. A model
+    with routers that differs on one draw of a length is therefore tried on two more, and has to agree on one; a warning
+    says so.
 
     Args:
         run: of the file.

@@ -43,10 +43,17 @@ class Format(NamedTuple):
 
 
 def write_pt2(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write torch.export's own file: `torch.export.load(path).module()(log_mel, frames)` runs it."""
+    """Write torch.export's own file: `torch.export.load(path).module()(log_mel, frames)` runs it.
+
+    Raises:
+        ConfigError: it cannot be written, for example for want of disk.
+    """
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
-        torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+        try:
+            torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+        except RuntimeError as error:  # also of a full disk
+            raise ConfigError(f"torch.export cannot write this model: {reason(error)}.") from error
 
 
 def read_pt2(path: Path) -> tuple[Run, dict[str, Any]]:
