@@ -26,7 +26,7 @@ class Limits:
     """Of an upload.
 
     Attributes:
-        megabytes: of the file, 10^6 bytes.
+        megabytes: of the file, 2^20 bytes, as Gradio counts.
         seconds: of a video; longer sounds are cut.
         side: pixels, width and height.
         pixels: per picture.
@@ -104,7 +104,7 @@ def read_other_sound(upload: Path, target: Path, seconds: float, limits: Limits)
 
 
 def _check_bytes(path: Path, limits: Limits) -> None:
-    size = path.stat().st_size / 1e6
+    size = path.stat().st_size / 2**20
     if size > limits.megabytes:
         raise DataError(f"{path} has {size:,.0f} MB; this page takes up to {limits.megabytes:,.0f} MB.")
 

@@ -97,7 +97,7 @@ def serve(
             quiet=True,
             show_error=False,
             prevent_thread_lock=True,
-            max_file_size=round(desk.limits.megabytes * 1e6),
+            max_file_size=round(desk.limits.megabytes * 2**20),
             footer_links=[],
             enable_monitoring=False,
             ssr_mode=False,

@@ -1,11 +1,19 @@
 """The web page: what its controls do without a browser, hostile uploads, and the page itself in headless Chromium."""
 
 import importlib.util
+import json
+import os
 import re
+import shutil
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +167,7 @@ HOSTILE: list[tuple[str, Callable[[Path], object], Limits, str]] = [
     ("huge.mp4", lambda path: gif(path, 50_000, 50_000), Limits(), "no picture in it can be decoded"),
     (
         "large.mp4",
-        lambda path: path.write_bytes(b"0" * 2_000_000),
+        lambda path: path.write_bytes(b"0" * 2**21),
         Limits(megabytes=1),
         "2 MB; this page takes up to 1",
     ),
@@ -371,3 +379,146 @@ def test_without_gradio_the_page_says_how_to_get_it(tmp_path: Path, monkeypatch:
     with pytest.raises(ConfigError, match=r"scripts/demo.sh installs it.*pip install gradio"):
         serve(LoudModels(), host="127.0.0.1", port=None, fps=1.0, stamps=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+DEMO_PYTHON = Path(sys.prefix) / "demo" / "bin" / "python"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """The page, served by a process of its own; when it is ended, all its files must be gone."""
+    if not DEMO_PYTHON.is_file():
+        pytest.skip("Gradio is not installed: bash scripts/demo.sh --install")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    port = free_port("127.0.0.1", None)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
+    log = (tmp_path / "log").open("w")
+    command = [str(DEMO_PYTHON), __file__, str(port)]
+    server = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            if "page: " in (tmp_path / "log").read_text() or server.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert server.poll() is None, (tmp_path / "log").read_text()
+        yield f"http://127.0.0.1:{port}"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0, (tmp_path / "log").read_text()
+        assert "Traceback" not in (tmp_path / "log").read_text()
+        assert list(temporary.glob("modat-demo-*")) == []
+    finally:
+        server.kill()
+        server.wait()
+        log.close()
+
+
+@pytest.mark.process
+def test_the_server_gives_no_other_files_and_names_no_folder(address: str) -> None:
+    with urllib.request.urlopen(f"{address}/") as answer:
+        page, headers = answer.read().decode(), answer.headers
+    assert str(ROOT) not in page and "/tmp/" not in page and str(Path.home()) + "/" not in page
+    assert "default-src 'self'" in headers["content-security-policy"]
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=.?https?://", page)
+    config = json.loads(urllib.request.urlopen(f"{address}/config").read())
+    assert config["stylesheets"] == [] and not config.get("analytics_enabled")
+    for path in (ROOT / "README.md", Path("/etc/passwd"), Path(__file__)):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{address}/gradio_api/file={path}")
+        assert refused.value.code in (403, 404)
+
+
+@pytest.mark.process
+def test_the_page_in_a_browser(address: str, tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    good, text, wide, large = (tmp_path / f"{name}.mp4" for name in ("good", "text", "wide", "large"))
+    short(good)
+    text.write_text("no video" * 100)
+    gif(wide, 50_000, 2)
+    with large.open("wb") as file:
+        file.truncate(200_000_000)
+    faults: list[str] = []
+    elsewhere: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1500, "height": 1200})
+
+        def pass_on(route: Any) -> None:
+            if route.request.url.startswith((address, "data:", "blob:")):
+                route.continue_()
+            else:
+                elsewhere.append(route.request.url)
+                route.abort()
+
+        def said(words: str) -> str:
+            wanted = f"document.querySelector('#message p')?.innerText.includes({words!r})"
+            page.wait_for_function(wanted, timeout=60_000)
+            return str(page.inner_text("#message"))
+
+        def painted(message: str) -> list[float]:
+            return [float(number) for number in re.findall(r"([\d.]+)%", message)]
+
+        def changed(before: str) -> str:
+            page.wait_for_function(f"document.querySelector('#message p').innerText != {before!r}", timeout=60_000)
+            return str(page.inner_text("#message"))
+
+        def videos() -> list[str]:
+            return [str(page.get_attribute(f"#video-{name} video", "src")) for name in ("own", "other")]
+
+        page.route("**/*", pass_on)
+        page.on("console", lambda entry: faults.append(entry.text) if entry.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(address)
+        said("Drop a video")
+        page.set_input_files("#clip input[type=file]", good)
+        first = said("painted")
+        assert painted(first)[0] > 10 and painted(first)[1] == 0 and "good.mp4, 2.0 s" in first
+        page.wait_for_selector("#video-other video")
+        shown = videos()
+
+        page.get_by_label("a sound of yours").click()
+        said("Drop a sound")
+        page.set_input_files("#other-sound input[type=file]", wave(tmp_path / "whole.wav", 2, 0))
+        swapped = said("with the other sound")
+        assert painted(swapped)[0] == painted(first)[0] and painted(swapped)[1] > 1.5 * painted(swapped)[0]
+        page.wait_for_function(f"document.querySelector('#video-other video').src != {shown[1]!r}")
+        assert "your sound" in page.inner_text("#title-other")
+        swapped_videos = videos()
+
+        number = page.locator("#threshold input[type=number]")
+        number.fill("0.9")
+        number.press("Enter")
+        less = changed(swapped)
+        assert all(0 < now < then for now, then in zip(painted(less), painted(swapped), strict=True))
+        for name, then in zip(("own", "other"), swapped_videos, strict=True):
+            page.wait_for_function(f"document.querySelector('#video-{name} video').src != {then!r}")
+        assert page.evaluate("document.querySelector('#video-own video').error") is None
+
+        for upload, words in ((text, "text.mp4 is not a video"), (wide, "50,000 x 2 pixels")):
+            if page.locator("#clip button[aria-label=Clear]").count():
+                page.locator("#clip button[aria-label=Clear]").click()
+            page.set_input_files("#clip input[type=file]", upload)
+            refusal = said(words)
+            assert page.locator("#message .refused").count() == 1 and "/" not in refusal
+            page.wait_for_selector("#video-own video", state="detached")
+        assert str(tmp_path) not in page.inner_text("body")
+        assert faults == [] and elsewhere == []
+
+        page.set_input_files("#clip input[type=file]", large)
+        page.get_by_text("exceed the maximum allowed size of 100").wait_for()
+        assert elsewhere == []  # Gradio's client logs an error of its own when it refuses a size
+        browser.close()
+    uploads = tmp_path / "temporary"
+    for _ in range(100):
+        left = [name for name in files(uploads) if not name.startswith(("example_", "stamps_")) and "own" in name]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert left == []
+
+
+if __name__ == "__main__":
+    serve(LoudModels(), host="127.0.0.1", port=int(sys.argv[1]), fps=1.0, stamps=Path("nowhere"))
