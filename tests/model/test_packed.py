@@ -111,6 +111,17 @@ def test_damaged_metadata_is_named(cfg: Any, tmp_path: Path) -> None:
         load_checkpoint(build_model(cfg.model), cfg.model, path)
 
 
+@pytest.mark.parametrize("path", sorted(Path("model/packed").glob("*.safetensors")), ids=lambda path: path.stem)
+def test_shipped_models_fit_their_configs(path: Path) -> None:
+    found = metadata(path)
+    assert found is not None and found["scores"]["test"]["miou"] > 0.7
+    assert path.stat().st_size < 12e6
+    expected = build_model(found["config"]["model"]).state_dict()
+    prefixes = tuple(f"{part}." for part in found["left_out"])
+    own = {name: tensor.shape for name, tensor in expected.items() if not name.startswith(prefixes)}
+    assert own == {name: tensor.shape for name, tensor in load_file(path).items()}
+
+
 def test_command_packs_a_run_with_its_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "small.py"
     base = Path("config/ms3/MoDAT_pvt2_b0_ms3_stamps_scratch.py").resolve()
