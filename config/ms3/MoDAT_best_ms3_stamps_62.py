@@ -1,7 +1,7 @@
 """bash train.sh ms3 config/ms3/MoDAT_best_ms3_stamps_62.py
 
-All 62 kinds of stamps, 224 pixels. Test mIoU 79.8, F 85.8 (per batch); nothing is painted on silence and noise, 2.9 % of
-the pixels on off-screen sounds. 40 minutes on two CPU cores. The model `stamps-62` is this run, packed:
+All 62 kinds of stamps, 224 pixels. Test mIoU 79.8, F 85.8 (per batch); nothing is painted on silence and noise, 2.9 %
+of the pixels on off-screen sounds. 40 minutes on two busy CPU cores. The model `stamps-62` is this run, packed:
 
     python scripts/pack_weights.py config/ms3/MoDAT_best_ms3_stamps_62.py \\
         work_dir/MoDAT_best_ms3_stamps_62/MS3_best.pth model/packed/stamps-62.safetensors
