@@ -40,10 +40,12 @@ def main() -> int:
     sys.argv = [str(Path(__file__).resolve()), *(found.get(x, x) for x in sys.argv[1:])]
     os.chdir(ROOT)
     # Imported only now: --help and a mistyped path should not wait for torch.
+    from scripts.engine.folder import check_choice
     from scripts.engine.run import train
     from utils.config import load_config
 
     cfg = load_config(config, options.overrides, options.task)
+    check_choice(resume=options.resume, overwrite=options.overwrite, init_from=options.init_from)
     ensure_data(cfg, config)
     train(cfg, config.stem, resume=options.resume, overwrite=options.overwrite, init_from=options.init_from)
     return 0

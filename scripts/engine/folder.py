@@ -40,6 +40,20 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
 
 
+def check_choice(*, resume: bool, overwrite: bool, init_from: object = None) -> None:
+    """Check the options that say how a run begins.
+
+    Raises:
+        ConfigError: two that exclude each other.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other.")
+    if resume and init_from is not None:
+        raise ConfigError(
+            "--resume and --init-from exclude each other: a resumed run goes on from its own last checkpoint."
+        )
+
+
 def prepare_folder(folder: Path, *, best: Iterable[str], resume: bool, overwrite: bool) -> None:
     """Make the run's folder; refuse one that holds a run, unless told what to do with it.
 
@@ -50,11 +64,9 @@ def prepare_folder(folder: Path, *, best: Iterable[str], resume: bool, overwrite
         overwrite: the run may be deleted.
 
     Raises:
-        ConfigError: it holds a run, or both options are given.
+        ConfigError: it holds a run.
         CheckpointError: it cannot be written.
     """
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other.")
     used = [name for name in (LAST, PREVIOUS, METRICS_FILE, *best) if (folder / name).exists()]
     if used and not (resume or overwrite):
         raise ConfigError(

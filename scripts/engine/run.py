@@ -30,7 +30,7 @@ from scripts.engine.fabric import (
     share_cores,
 )
 from scripts.engine.feature_cache import FrozenFeatures, KnownFeatures
-from scripts.engine.folder import empty, open_log, prepare_folder, quiet_lightning, refuse_broken_data
+from scripts.engine.folder import check_choice, empty, open_log, prepare_folder, quiet_lightning, refuse_broken_data
 from scripts.engine.logging import RunLog
 from scripts.engine.loop import Batch, Losses, evaluate, evaluates, predictor, train_one_epoch
 from scripts.engine.nonfinite import stop_if_not_finite
@@ -80,10 +80,7 @@ def train(
         StopRequested: a signal ended the run; its state is saved.
     """
     folder = Path(cfg.process.work_dir) / name
-    if resume and init_from is not None:
-        raise ConfigError(
-            "--resume and --init-from exclude each other: a resumed run goes on from its own last checkpoint."
-        )
+    check_choice(resume=resume, overwrite=overwrite, init_from=init_from)
     try:
         return _train(cfg, name, folder, resume=resume, overwrite=overwrite, init_from=init_from)
     except OSError as error:
