@@ -296,7 +296,7 @@ def test_a_run_folder_is_reused_only_on_request(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="already holds a run"):
         prepare_folder(folder, best=["best.pth"], resume=False, overwrite=False)
     with pytest.raises(ConfigError, match="exclude each other"):
-        prepare_folder(folder, best=["best.pth"], resume=True, overwrite=True)
+        check_choice(resume=True, overwrite=True)
     for choice in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
         prepare_folder(folder, best=["best.pth"], **choice)
         assert (folder / "last.ckpt").exists()
