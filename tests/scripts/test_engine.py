@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from model import build_model
 from model.criterion import SegmentationLoss
 from scripts.engine.fabric import processes
-from scripts.engine.folder import empty, prepare_folder
+from scripts.engine.folder import check_choice, empty, prepare_folder
 from scripts.engine.logging import CsvLog
 from scripts.engine.loop import evaluates, forward, targets, to_device, train_one_epoch
 from scripts.engine.optimizer import build_optimizer
