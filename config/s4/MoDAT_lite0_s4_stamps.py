@@ -1,7 +1,7 @@
 """bash train.sh s4 config/s4/MoDAT_lite0_s4_stamps.py
 
 As its ms3 sibling: test mIoU 87.4, F 93.7 (per batch) with the clips' own sound, 17.8 with another clip's, 14.5 with
-silence. 6 minutes on two CPU cores.
+silence, on which it paints 4 % of the pixels. 6 minutes on two CPU cores.
 """
 
 _base_ = [
