@@ -79,21 +79,27 @@ class QueryLayer(nn.Module):
 
 @MODELS.register_module()
 class RepeatGenerator(nn.Module):
-    """Every query is the audio token.
+    """Every query is the audio token, or with A-V fusion the mean of its audio tokens: AVD left out.
 
     Args:
+        av_fusion: A-V fusion, with audio tokens (N, A, C) as its output; None uses the audio token alone.
         num_queries: Q.
     """
 
-    couples_frames = False
-
-    def __init__(self, num_queries: int = 300) -> None:
+    def __init__(self, av_fusion: nn.Module | None = None, num_queries: int = 300) -> None:
         super().__init__()
+        self.av_fusion = av_fusion
         self.num_queries = num_queries
 
+    @property
+    def couples_frames(self) -> bool:
+        """By temporal A-V fusion."""
+        return _couples_frames(self.av_fusion)
+
     def forward(self, audio: Tensor, features: Sequence[Tensor], frame_mask: Tensor | None = None) -> GeneratedQueries:
-        """Audio (N, A, C) -> queries (N, Q, C); the features (N, C, H_l, W_l) are not used."""
-        return GeneratedQueries(_one_token(audio).expand(-1, self.num_queries, -1), audio)
+        """Audio (N, A, C), features (N, C, H_l, W_l), frame mask (N,) -> queries (N, Q, C), audio tokens (N, A, C)."""
+        audio_tokens = audio if self.av_fusion is None else self.av_fusion(audio, features, frame_mask)
+        return GeneratedQueries(_one_token(audio_tokens).expand(-1, self.num_queries, -1), audio_tokens)
 
 
 @MODELS.register_module()

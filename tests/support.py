@@ -13,6 +13,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "four levels": {"query_generator": {"av_fusion": {"type": "AVFusion", "num_heads": 2, "num_layers": 4}}},
     "no A-V fusion": {"query_generator": {"av_fusion": None}},
     "repeat": {"query_generator": {"_delete_": True, "type": "RepeatGenerator"}},
+    "repeat with A-V fusion": {
+        "query_generator": {
+            "_delete_": True,
+            "type": "RepeatGenerator",
+            "av_fusion": {"type": "AVFusion", "num_heads": 2, "ffn_dim": 32},
+        }
+    },
     "attention": {"query_generator": {"_delete_": True, "type": "AttentionGenerator", "num_layers": 2, "num_heads": 2}},
     "channel": {"fusion_block": {"branches": "channel"}},
     "spatial": {"fusion_block": {"branches": "spatial", "audio_tokens": "all"}},

@@ -1,0 +1,8 @@
+"""bash train.sh ms3 config/ablation/MoDAT_lite0_ms3_stamps_second_none.py
+
+One expert per token: the second is never used; the base's draws it by its gate.
+"""
+
+_base_ = ["../ms3/MoDAT_lite0_ms3_stamps.py"]
+
+model = dict(head=dict(fusion_block=dict(second_policy_train="none", second_policy_eval="none")))

@@ -1,0 +1,8 @@
+"""bash train.sh ms3 config/ablation/MoDAT_pvt2_ms3_second_none.py
+
+One expert per token: the second is never used; the base's draws it by its gate.
+"""
+
+_base_ = ["../ms3/MoDAT_pvt2_ms3.py"]
+
+model = dict(head=dict(fusion_block=dict(second_policy_train="none", second_policy_eval="none")))
