@@ -73,7 +73,14 @@ def main() -> int:
 
     from dataloader import build_dataset
     from dataloader.audio_ablation import ReplacedSound
-    from scripts.engine.testing import EverythingOracle, Predictor, results_table, score, write_results
+    from scripts.engine.testing import (
+        EverythingOracle,
+        Predictor,
+        origin_of_scores,
+        results_table,
+        score,
+        write_results,
+    )
     from utils.config import load_config
     from utils.files import explain_write_error
 
@@ -83,10 +90,11 @@ def main() -> int:
     split_cfg, where = split_config(cfg, options.split)
     dataset = build_dataset(split_cfg, where=where)
     predictor: Predictor = EverythingOracle(split_cfg, where) if checkpoint is None else load_predictor(cfg, checkpoint)
+    now = origin_of_scores(dataset, options.split, checkpoint)
     kind = "oracle" if checkpoint is None else options.audio
     title = options.split if kind == "real" else f"{options.split}_{kind}"
     if options.robust:
-        return robust(cfg, config, checkpoint, options.split, dataset, predictor)
+        return robust(cfg, config, checkpoint, options.split, dataset, predictor, now)
     try:
         scores = score(
             predictor,
@@ -106,6 +114,7 @@ def main() -> int:
             "split": options.split,
             "audio": kind,
             "clips": len(dataset),
+            "origin": now,
         }
         target = folder / f"{title}_metrics.json"
         write_results(target, header, scores)
@@ -121,7 +130,9 @@ def main() -> int:
     return 0
 
 
-def robust(cfg: Any, config: Path, checkpoint: Path | None, split: str, dataset: Any, predictor: Any) -> int:
+def robust(
+    cfg: Any, config: Path, checkpoint: Path | None, split: str, dataset: Any, predictor: Any, origin: Any
+) -> int:
     """Score the split with four sounds, write the results."""
     from rich.console import Console
 
@@ -142,9 +153,15 @@ def robust(cfg: Any, config: Path, checkpoint: Path | None, split: str, dataset:
             workers=cfg.process.num_workers,
             console=console,
         )
-        header = {"task": cfg.task, "config": str(config), "checkpoint": str(checkpoint), "split": split}
+        header: dict[str, Any] = {
+            "task": cfg.task,
+            "config": str(config),
+            "checkpoint": str(checkpoint),
+            "split": split,
+        }
         target = folder / f"{title}.json"
-        write_results(target, {**header, "seed": cfg.process.seed, "clips": len(dataset)}, scores)
+        header |= {"seed": cfg.process.seed, "clips": len(dataset), "origin": origin}
+        write_results(target, header, scores)
     except OSError as error:
         explained = explain_write_error(error, folder)
         if explained is None:

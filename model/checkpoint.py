@@ -5,6 +5,7 @@ convolutions, which are linear layers. `to_ours` and `to_published` are exact in
 """
 
 import hashlib
+import json
 import logging
 import pickle
 import re
@@ -25,6 +26,9 @@ from utils.files import atomic_path
 log = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
+
+RECORD = "record"
+"""Key of the record of its origin in a weights file, see scripts/engine/provenance.py."""
 
 NEVER_USED = re.compile(r"head\.(fpn|attn_fc)\.|backbone\.layer[34]_2\.")
 """Published tensors that are never used."""
@@ -111,15 +115,41 @@ def load_weights(model: nn.Module, path_or_state_dict: str | Path | Mapping[str,
     model.load_state_dict(to_ours(used) if published else used)
 
 
-def save_weights(model_or_state_dict: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
-    """Write weights atomically, as `.pth` or `.safetensors` by the path's suffix."""
+def save_weights(
+    model_or_state_dict: nn.Module | Mapping[str, Tensor], path: str | Path, record: Mapping[str, Any] | None = None
+) -> None:
+    """Write weights atomically, as `.pth` or `.safetensors` by the path's suffix, with the record of their origin."""
     weights = model_or_state_dict.state_dict() if isinstance(model_or_state_dict, nn.Module) else model_or_state_dict
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic_path(path) as part:
         if Path(path).suffix == ".safetensors":
-            safetensors.torch.save_file({name: tensor.clone() for name, tensor in plain.items()}, part)
+            metadata = None if record is None else {RECORD: json.dumps(record)}
+            safetensors.torch.save_file({name: tensor.clone() for name, tensor in plain.items()}, part, metadata)
         else:
-            torch.save(plain, part)
+            torch.save(plain if record is None else with_record(plain, record), part)
+
+
+def with_record(weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `.pth` file of weights with a record holds; `read_state_dict` reads it as one without."""
+    return {"state_dict": dict(weights), RECORD: dict(record)}
+
+
+def read_record(path: str | Path) -> dict[str, Any] | None:
+    """The record of a weights file, a packed model or a run's `last.ckpt`; None for files without, such as published.
+
+    A damaged file has none either: `load_weights` says what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, framework="pt") as file:
+                found = json.loads((file.metadata() or {}).get(RECORD, "null"))
+        else:
+            with torch.serialization.safe_globals(_NUMPY_GLOBALS):
+                found = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(RECORD)
+    except Exception:  # torch.load raises whatever broken bytes, or a format before PyTorch 1.6, lead it into
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def read_state_dict(path: str | Path) -> StateDict:
@@ -163,7 +193,7 @@ def convert(source: str | Path, target: str | Path, *, to_published_names: bool)
         converted = to_published(used)
     else:
         converted = used
-    save_weights(converted, target)
+    save_weights(converted, target, None if to_published_names else read_record(source))
     return len(converted), len(weights) - len(used)
 
 

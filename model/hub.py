@@ -53,6 +53,7 @@ def save_pretrained(
     classes: Sequence[str] | None = None,
     licence: str | None = None,
     whole: bool = False,
+    record: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write a model folder; files of an earlier model in it are replaced.
 
@@ -66,6 +67,7 @@ def save_pretrained(
             without one.
         whole: keep frozen pretrained parts inside. Without it they are left out and read from their own weights in
             loading; a model without such parts is always whole.
+        record: of the weights' origin, from `model.checkpoint.read_record`.
 
     Returns:
         The parts left out: 'backbone', 'audio_encoder'.
@@ -77,11 +79,12 @@ def save_pretrained(
     folder = Path(folder)
     scores = dict(scores or {})
     whole = whole or not frozen_parts(model, cfg)
-    left_out = pack(model, cfg, folder / WEIGHTS, scores, classes=classes, whole=whole)
+    left_out = pack(model, cfg, folder / WEIGHTS, scores, classes=classes, whole=whole, record=record)
     config = json.dumps(cfg.to_dict(), default=str, indent=2) + "\n"
-    card = model_card(cfg, name=folder.resolve().name, scores=scores, left_out=left_out, licence=licence)
-    for name, text in ((CONFIG, config), (CARD, card)):
-        with atomic_path(folder / name) as part:
+    name = folder.resolve().name
+    card = model_card(cfg, name=name, scores=scores, left_out=left_out, licence=licence, record=record)
+    for file, text in ((CONFIG, config), (CARD, card)):
+        with atomic_path(folder / file) as part:
             part.write_text(text, encoding="utf-8")
     return left_out
 

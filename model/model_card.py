@@ -14,7 +14,13 @@ NOT_SHOWN = "Its decisions follow its training data: on other kinds of objects, 
 
 
 def model_card(
-    cfg: Any, *, name: str, scores: Mapping[str, Any], left_out: Sequence[str] = (), licence: str | None = None
+    cfg: Any,
+    *,
+    name: str,
+    scores: Mapping[str, Any],
+    left_out: Sequence[str] = (),
+    licence: str | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> str:
     """The card of a model, Markdown under the front matter that the hub reads.
 
@@ -24,6 +30,7 @@ def model_card(
         scores: numbers by split; a split without numbers has no row.
         left_out: parts that are not in the weights file.
         licence: of the weights inside, an SPDX name; None if it is not stated.
+        record: of the weights' origin, from `model.checkpoint.read_record`; None leaves the section out.
     """
     tags = "\n".join(f"- {tag}" for tag in ("audio-visual-segmentation", "image-segmentation", str(cfg["task"])))
     front = f"---\ntags:\n{tags}\npipeline_tag: image-segmentation\n"
@@ -50,6 +57,7 @@ def model_card(
             "",
             *_parts_table(model, left_out, licence),
             "",
+            *_origin_of(record),
             "## Use",
             "",
             "From the folder of the project, with this folder or its name on the hub:",
@@ -65,6 +73,24 @@ def model_card(
             "",
         ]
     )
+
+
+def _origin_of(record: Mapping[str, Any] | None) -> list[str]:
+    """The section on how the weights were made."""
+    if record is None:
+        return []
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    splits = [
+        f"{name}: {split['clips']} clips, digest {split['digest']}"
+        for name, split in record.get("splits", {}).items()
+        if split
+    ]
+    lines = [
+        f"Seed {record.get('seed')}, commit {record.get('commit') or 'not known'}, epoch {record.get('epoch')}.",
+        f"Versions: {versions}.",
+        f"Data: {'; '.join(splits)}.",
+    ]
+    return ["## Origin", "", *lines, ""]
 
 
 def _score_table(scores: Mapping[str, Any]) -> list[str]:

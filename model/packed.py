@@ -2,7 +2,8 @@
 
 A packed file is `.safetensors` with the tensors that training changed, and metadata: `format`, `task`, and as JSON
 `config` (the whole config), `left_out` (the parts that are not inside, each with a hash of its tensors), `scores`, and
-where they were given `classes` (names by class index). The parts left out are read from their pretrained weights, which
+where they were given `classes` (names by class index) and `record` (origin of the weights, see
+scripts/engine/provenance.py, without the config). The parts left out are read from their pretrained weights, which
 are fetched where they are missing.
 `model/packed/` holds the models that come with the project.
 """
@@ -17,7 +18,7 @@ import safetensors.torch
 from torch import nn
 
 from model.avs_model import AVSModel
-from model.checkpoint import load_weights, read_file, weights_hash
+from model.checkpoint import RECORD, load_weights, read_file, weights_hash
 from model.pretrained import fetch_missing, load_pretrained
 from utils.errors import CheckpointError, ConfigError
 from utils.files import atomic_path
@@ -33,6 +34,7 @@ def pack(
     *,
     classes: Sequence[str] | None = None,
     whole: bool = False,
+    record: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write a packed model.
 
@@ -43,6 +45,7 @@ def pack(
         scores: anything that JSON holds, for readers of the file.
         classes: names by class index, background first, one per class of the config; None leaves them out.
         whole: leave nothing out.
+        record: of the weights' origin, from `model.checkpoint.read_record`.
 
     Returns:
         The parts left out: 'backbone', 'audio_encoder'.
@@ -75,6 +78,8 @@ def pack(
     }
     if classes is not None:
         metadata["classes"] = json.dumps(list(classes))
+    if record is not None:
+        metadata[RECORD] = json.dumps({key: value for key, value in record.items() if key != "config"})
     with atomic_path(target) as part:
         safetensors.torch.save_file(weights, part, metadata=metadata)
     return frozen

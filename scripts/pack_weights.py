@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys that the run replaced")
     options = parser.parse_intermixed_args(arguments)
     from model import build_model
-    from model.checkpoint import load_weights
+    from model.checkpoint import load_weights, read_record
     from model.hub import WEIGHTS, save_pretrained
     from model.packed import pack
     from utils.config import load_config
@@ -48,11 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
         files = sorted(checkpoint.parent.glob("*_metrics.json"))
         scores = {file.stem.removesuffix("_metrics"): json.loads(file.read_text()) for file in files}
         plain = {name: _plain(found) for name, found in scores.items()}
-        classes = _classes(cfg)
+        extra: dict[str, Any] = {"classes": _classes(cfg), "whole": options.whole, "record": read_record(checkpoint)}
         if target.suffix:
-            left_out = pack(model, cfg, target, plain, classes=classes, whole=options.whole)
+            left_out = pack(model, cfg, target, plain, **extra)
         else:
-            left_out = save_pretrained(model, cfg, target, scores=plain, classes=classes, whole=options.whole)
+            left_out = save_pretrained(model, cfg, target, scores=plain, **extra)
             target /= WEIGHTS
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.checkpoint import read_state_dict
 from scripts.engine.resume import LAST, PREVIOUS, read_checkpoint
 from tests.runs import finish, make_data, start, write_config
 
@@ -58,7 +59,8 @@ def assert_same_run(folder: Path, straight: Path) -> None:
     for key in ("state_dict", "optimizer", "schedule", "precision", "best", "run"):
         assert_same(one[key], other[key], key)
     assert (folder / "metrics.csv").read_text() == (straight / "metrics.csv").read_text()
-    assert_same(torch.load(folder / "MS3_best.pth"), torch.load(straight / "MS3_best.pth"), "best")
+    best = (read_state_dict(run / "MS3_best.pth") for run in (folder, straight))
+    assert_same(*best, "best")
 
 
 def wait_for(process: subprocess.Popen[str], condition: Any) -> None:

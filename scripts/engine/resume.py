@@ -1,7 +1,8 @@
 """Resumable checkpoints, written so that a process killed at any instant leaves a good one behind.
 
 A checkpoint is a dictionary of tensors and plain containers: `state_dict` (the model's weights), `optimizer`,
-`schedule`, `precision` (the loss scale of fp16), `best` (the best scores so far) and `run` (where the run stands).
+`schedule`, `precision` (the loss scale of fp16), `best` (the best scores so far), `run` (where the run stands) and
+`record` (its origin, see provenance.py).
 """
 
 import functools
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.checkpoint import with_record
 from utils.errors import CheckpointError
 from utils.files import LAST, write_atomically
 
@@ -166,11 +168,18 @@ class BestWeights:
     Args:
         folder: of the run.
         targets: file name -> how its score is computed from the validation's scores.
+        record: of the run, see provenance.py; written into the files with the epoch and its scores.
     """
 
-    def __init__(self, folder: Path, targets: Mapping[str, Callable[[Mapping[str, float]], float]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        targets: Mapping[str, Callable[[Mapping[str, float]], float]],
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self.targets = dict(targets)
+        self.record = dict(record or {})
         self.best: dict[str, dict[str, float]] = {}
 
     def update(
@@ -191,7 +200,8 @@ class BestWeights:
             self.best[name] = {"score": score, "epoch": epoch}
             state = weights()
             if write:
-                write_atomically(self.folder / name, functools.partial(torch.save, dict(state)))
+                record = {**self.record, "epoch": epoch + 1, "scores": {"val": dict(scores)}}
+                write_atomically(self.folder / name, functools.partial(torch.save, with_record(state, record)))
 
 
 def _link(path: Path, second: Path) -> None:

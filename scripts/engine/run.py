@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from dataloader.data_module import DataModule
 from model import build_model
-from model.checkpoint import check_weights
+from model.checkpoint import RECORD, check_weights
 from model.criterion import build_criterion, criterion_names
 from model.pretrained import fetch_missing, load_pretrained
 from model.transfer import Transfer, initialise_from
@@ -36,6 +36,7 @@ from scripts.engine.loop import Batch, Losses, evaluate, evaluates, predictor, t
 from scripts.engine.nonfinite import stop_if_not_finite
 from scripts.engine.optimizer import build_optimizer, check_gradient_limit
 from scripts.engine.progress import TrainingProgress
+from scripts.engine.provenance import provenance
 from scripts.engine.resume import (
     LAST,
     RUN_KEY,
@@ -168,7 +169,9 @@ class Run:
             "the number of processes": math.prod(processes(self.process, accelerator())),
         }
         self.position = Position(order=order, precision=self.process.precision)
-        self.best = BestWeights(folder, BEST_FILES[cfg.task])
+        earlier = None if found is None else found[1].get(RECORD)
+        self.record = provenance(cfg, earlier) if rank() == 0 else {}
+        self.best = BestWeights(folder, BEST_FILES[cfg.task], self.record)
         self.transfer: Transfer | None = None
         if found is None:
             fetch_missing(cfg.model)
@@ -419,3 +422,4 @@ class Run:
         }
         if self.fabric.global_rank == 0:
             save_checkpoint(checkpoint, self.folder / LAST)
+            RECORD: self.record,

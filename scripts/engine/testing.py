@@ -16,12 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from dataloader import AudioVisualDataset, build_dataset
+from model.checkpoint import read_record
 from model.precision import AUTOCAST, round_weights
+from scripts.engine.clip_scores import ClipScores
 from scripts.engine.loop import Batch, evaluate, predictor
+from scripts.engine.provenance import describe_split, differences, origin
 from scripts.engine.task_metrics import SCALARS, TaskMetrics
 from scripts.engine.visualize import SheetRow, clip_rows, predicted_classes, save_masks, save_sheet
 from utils.errors import DataError
 from utils.files import atomic_path
+from utils.runtime import warn
 
 SHEET_CLIPS = 4
 SHEET_ROWS_PER_CLIP = 3
@@ -111,13 +115,13 @@ def score(
     workers: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """One pass over a split: scores, a sheet of images, and the predicted masks where asked for.
+    """One pass over a split: scores, those of each clip, a sheet of images, and the predicted masks where asked for.
 
     Args:
         predictor: what is scored.
         dataset: the split.
         task: 's4', 'ms3' or 'avss'.
-        folder: where the sheet goes, as `images/{title}.png`.
+        folder: where `{title}_clips.csv` (see ClipScores) and the sheet, `images/{title}.png`, go.
         title: of the sheet, and the name of its file.
         items: read instead of `dataset`, clip for clip (another sound).
         masks_folder: root for predicted masks in AVSBench's form; None writes none.
@@ -130,10 +134,12 @@ def score(
     metrics = TaskMetrics(task, dataset.num_classes)
     chosen = evenly(len(dataset), SHEET_CLIPS)
     rows: list[SheetRow] = []
+    clips = ClipScores(dataset.num_classes)
 
     def collect(batch: Batch, logits: Tensor, first_clip: int) -> None:
         for clip, name in enumerate(batch["name"]):
             frames = slice(clip * dataset.num_frames, (clip + 1) * dataset.num_frames)
+            clips.add(name, logits[frames], batch["masks"][clip], batch["gt_temporal_mask_flag"][clip])
             if first_clip + clip in chosen:
                 drawn = clip_rows(
                     name,
@@ -149,6 +155,7 @@ def score(
                 _save(masks_folder, dataset, first_clip + clip, logits[frames])
 
     one_pass(predictor, dataset, metrics, collect, items=items, title=title, workers=workers, console=console)
+    clips.write(folder / f"{title}_clips.csv")
     save_sheet(folder / "images" / f"{title}.png", rows, classes=dataset.classes, title=title)
     return results(metrics, dataset.classes)
 
@@ -209,6 +216,22 @@ def results(metrics: TaskMetrics, classes: list[str]) -> dict[str, Any]:
             name: {"iou": iou, "f_score": f, "frames": int(frames)} for name, iou, f, frames in columns
         }
     return found
+
+
+def origin_of_scores(dataset: AudioVisualDataset, split: str, checkpoint: Path | None) -> dict[str, Any]:
+    """What the scores of a test come from: code, data and convention; warns where the weights' run had others.
+
+    Args:
+        dataset: what is scored.
+        split: its name.
+        checkpoint: the weights' file; without a record, as published, it is compared with nothing.
+    """
+    now = describe_split(dataset)
+    record = None if checkpoint is None else read_record(checkpoint)
+    for line in differences(record, now, split):
+        warn(line)
+    weights = {key: record.get(key) for key in ("commit", "seed", "epoch", "scores")} if record else None
+    return {**origin(), "data": now, "weights": weights}
 
 
 def write_results(path: Path, header: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
