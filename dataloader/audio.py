@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torchaudio.compliance.kaldi import get_mel_banks
 
+from dataloader.pickles import read_tensor
 from utils.errors import DataError
 from utils.files import atomic_path
 
@@ -198,6 +200,33 @@ def check_log_mel(value: Tensor, path: str | Path, *, patches: int) -> Tensor:
     if not bool(torch.isfinite(value).all()):
         raise DataError(f"the log-mel {path} holds values that are not finite.")
     return value
+
+
+LOG_MEL_KEY = "log_mel"
+"""Name of the tensor in a log-mel's safetensors file."""
+
+
+def read_stored_log_mel(path: str | Path) -> Tensor:
+    """A log-mel stored as `.safetensors`, or as AVSBench's `.pkl`, unchecked.
+
+    Raises:
+        DataError: the file is missing, damaged, or holds something else.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return read_tensor(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            if LOG_MEL_KEY not in file.keys():  # noqa: SIM118
+                raise DataError(f"the log-mel {path} holds {', '.join(file.keys()) or 'nothing'}, not {LOG_MEL_KEY!r}.")
+            found: Tensor = file.get_tensor(LOG_MEL_KEY)
+    except FileNotFoundError as error:
+        raise DataError(f"the log-mel {path} is missing.") from error
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"the log-mel {path} cannot be read ({_reason(error)}): remove it, and make it anew."
+        ) from error
+    return found
 
 
 class LogMelCache:

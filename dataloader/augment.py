@@ -256,6 +256,7 @@ def _ramp(samples: int, rate: int) -> Samples:
 def _read_samples(dataset: "AudioVisualDataset", index: int) -> tuple[int, Samples]:
     """Sample rate in Hz and (samples,) float64 of a clip, zero beyond the end of the file."""
     clip = dataset.clips[index]
+    dataset.materialise(clip)
     path = inside(dataset.roots()["wav"], clip.wav, clip.row.location)
     stored, rate = read_wave(path, max_seconds=dataset.max_seconds)
     missing = dataset.front_end.length(len(clip.frames), rate) - len(stored)

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataloader.audio import MAX_SECONDS, VGGISH, LogMelCache, check_log_mel
+from dataloader.audio import MAX_SECONDS, VGGISH, LogMelCache, check_log_mel, read_stored_log_mel
 from dataloader.front_ends import front_end as find_front_end
 from dataloader.images import Placement, normalise, read_frame
 from dataloader.negatives import Negatives
 from dataloader.off_screen import Donors
-from dataloader.pickles import read_tensor
 from dataloader.tables import Row, inside
 from utils.errors import ConfigError, DataError
 from utils.runtime import warn
@@ -210,8 +209,16 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
             changed = self.augment.sound(self, index, source, heard, seconds, self._generator(draw, 2))
             item["log_mel"][: len(seconds)], item["changed_sound"][: len(seconds)] = changed
 
+    def materialise(self, clip: Clip) -> None:
+        """Make those files of a clip that are made on first use; called before they are read. Here: none.
+
+        Raises:
+            DataError: what they are made from is missing or broken.
+        """
+
     def read_clip(self, clip: Clip) -> dict[str, Any]:
         """The item of a clip as it is on disk."""
+        self.materialise(clip)
         height, width = self.img_size
         roots = self.roots()
         real, labelled = len(clip.frames), len(clip.masks)
@@ -236,6 +243,7 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
         }
 
     def _read_frame(self, clip: Clip, frame: int) -> dict[str, Any]:
+        self.materialise(clip)
         roots = self.roots()
         pixels = read_frame(inside(roots["frames"], clip.frames[frame], clip.row.location), self.placement)
         mask = self.read_mask(inside(roots["masks"], clip.masks[frame], clip.row.location))
@@ -250,23 +258,25 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
 
     def read_log_mel(self, clip: Clip) -> Tensor:
         """Log-mel of a clip's real frames, (len(clip.frames), *shape) float32, from the source set by `audio`."""
+        self.materialise(clip)
         patches = len(clip.frames)
         if self.uses_log_mel_file(clip):
-            path = inside(self.roots()["log_mel"], clip.log_mel, clip.row.location)
-            return check_log_mel(read_tensor(path), path, patches=patches)
+            path = inside(self.roots()["log_mel"], stored_log_mel(clip), clip.row.location)
+            return check_log_mel(read_stored_log_mel(path), path, patches=patches)
         if self.audio == "auto" and self.front_end is VGGISH and not clip.wav.is_file():
             raise DataError(f"{clip.row.location}: the sound is missing, both {clip.log_mel} and {clip.wav}.")
-        if self.front_end is not VGGISH and clip.log_mel.is_file() and not clip.wav.is_file():
+        stored = stored_log_mel(clip)
+        if self.front_end is not VGGISH and stored.is_file() and not clip.wav.is_file():
             raise DataError(
-                f"{clip.row.location}: the sound {clip.wav} is missing; {clip.log_mel} is VGGish's log-mel, and "
+                f"{clip.row.location}: the sound {clip.wav} is missing; {stored} is VGGish's log-mel, and "
                 f"front_end={self.front_end.name!r} needs the wave file."
             )
         path = inside(self.roots()["wav"], clip.wav, clip.row.location)
         return self.cache.get(path, patches=patches, max_seconds=self.max_seconds)
 
     def uses_log_mel_file(self, clip: Clip) -> bool:
-        """Whether the clip's sound is read from its `.pkl` instead of its `.wav`."""
-        stored = self.audio == "auto" and self.front_end is VGGISH and clip.log_mel.is_file()
+        """Whether the clip's sound is read from its stored log-mel instead of its `.wav`."""
+        stored = self.audio == "auto" and self.front_end is VGGISH and stored_log_mel(clip).is_file()
         return self.audio == "log_mel" or stored
 
     @functools.cached_property
@@ -300,6 +310,12 @@ class AudioVisualDataset(Dataset[dict[str, Any]], abc.ABC):
 
     def _mirrored(self, index: int) -> bool:
         return bool(np.random.default_rng((self.seed, int(self._epoch), index)).random() < 0.5)
+
+
+def stored_log_mel(clip: Clip) -> Path:
+    """The clip's stored log-mel: `.safetensors` (scripts/data/prepare_avsbench.py) where it exists, else `.pkl`."""
+    prepared = clip.log_mel.with_name(f"{clip.log_mel.stem}.safetensors")
+    return prepared if prepared.is_file() else clip.log_mel
 
 
 def check_size(owner: str, key: str, value: Sequence[int], expected: str = "(height, width)") -> tuple[int, int]:

@@ -89,17 +89,31 @@ def read_binary_mask(path: str | Path, size: "Placement") -> npt.NDArray[np.uint
 def read_colour_mask(path: str | Path, size: "Placement", num_classes: int) -> npt.NDArray[np.uint8]:
     """An AVSS label image as class indices (H, W) uint8, resized to `size` by nearest neighbour.
 
+    Index PNGs are read as they are: grey images (mode L), and images with AVSS's palette (mode P). Others are decoded
+    from their colours.
+
     Raises:
-        DataError: unreadable, or a colour outside the palette.
+        DataError: unreadable, or a colour or index outside the palette.
     """
-    image = open_image(path, "mask").convert("RGB")
-    image = size.apply(image, Image.Resampling.NEAREST)
+    image = open_image(path, "mask")
+    if image.mode == "L" or (image.mode == "P" and _has_class_palette(image)):
+        classes = np.array(size.apply(image, Image.Resampling.NEAREST))
+        if classes.max(initial=0) >= num_classes:
+            raise DataError(f"the mask {path} has the class {classes.max()}, but num_classes={num_classes}.")
+        return classes
+    image = size.apply(image.convert("RGB"), Image.Resampling.NEAREST)
     try:
         return palette.decode(np.asarray(image), num_classes)
     except palette.UnknownColourError as error:
         raise DataError(
             f"the mask {path} has the colour {error.colour}, which is not in the palette of {num_classes} classes."
         ) from error
+
+
+def _has_class_palette(image: Image.Image) -> bool:
+    """Whether a palette image's colours are those of its indices in AVSS."""
+    colours = np.asarray(image.getpalette() or [], np.uint8).reshape(-1, 3)[: palette.MAX_CLASSES]
+    return len(colours) > 0 and np.array_equal(colours, palette.palette(palette.MAX_CLASSES)[: len(colours)])
 
 
 class Placement:

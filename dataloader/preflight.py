@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from dataloader.base import AudioVisualDataset, Clip
+from dataloader.base import AudioVisualDataset, Clip, stored_log_mel
 from dataloader.images import open_image
 from dataloader.tables import Row, inside
 from utils.errors import DataError
@@ -173,6 +173,10 @@ def check_clip(dataset: AudioVisualDataset, clip: Clip, split: str) -> Iterator[
         except DataError as error:
             return None, [Fault(split, clip.name, kind, str(error), clip.row)]
 
+    _, faults = attempt("frames", lambda: dataset.materialise(clip))
+    if faults:
+        yield from faults
+        return
     sizes: dict[str, list[tuple[int, int] | None]] = {"frames": [], "masks": []}
     for kind, paths in (("frames", clip.frames), ("masks", clip.masks)):
         folder = paths[0].parent
@@ -245,7 +249,7 @@ class _Memory:
 
 def _fingerprint(dataset: AudioVisualDataset, clip: Clip) -> str:
     """A hash that changes with the clip's files and with the options that read them."""
-    sound = clip.log_mel if dataset.uses_log_mel_file(clip) else clip.wav
+    sound = stored_log_mel(clip) if dataset.uses_log_mel_file(clip) else clip.wav
     parts = [_CHECK_VERSION, dataset.task, str(dataset.num_classes), str(dataset.img_size), dataset.audio]
     parts.append(dataset.front_end.version)
     for path in (*clip.frames, *clip.masks, sound):
