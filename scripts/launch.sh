@@ -151,6 +151,11 @@ modat_quota() {
     echo "$least"
 }
 
+# Whether SLURM starts the processes of the run: not in an interactive allocation (a job named bash or interactive).
+modat_slurm() {
+    [ -n "${SLURM_NTASKS:-}" ] && [ "${SLURM_JOB_NAME:-}" != bash ] && [ "${SLURM_JOB_NAME:-}" != interactive ]
+}
+
 # Processes that a launch starts on this machine, from the command line (process.devices=N), GPUS or the GPUs found.
 # Under SLURM each task is launched by itself: with CPUs of its own where SLURM_CPUS_PER_TASK says so.
 modat_processes() {
@@ -158,7 +163,7 @@ modat_processes() {
     for argument in "$@"; do
         case "$argument" in process.devices=*) devices="${argument#*=}" ;; esac
     done
-    if [ -n "${SLURM_NTASKS:-}" ]; then
+    if modat_slurm; then
         devices=1
         if [ -z "${SLURM_CPUS_PER_TASK:-}" ]; then
             devices="${SLURM_NTASKS_PER_NODE:-1}"
@@ -189,8 +194,15 @@ modat_launch() {
     else
         modat_set_threads 1
     fi
-    if [ "${NNODES:-1}" -gt 1 ]; then
-        # Several machines: the same command on each, with its own NODE_RANK. Not needed under SLURM.
+    if modat_slurm && [ -z "${NODE_RANK:-}" ]; then
+        # Each task of srun is one process of the run; without srun, one process would wait for the others forever.
+        if [ "$SLURM_NTASKS" -gt 1 ] && [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
+            echo "error: the job has $SLURM_NTASKS tasks, and this is none of them: start it with srun, as" \
+                "'srun bash $(basename "${script%.py}").sh ...' (scripts/slurm/ has job files)" >&2
+            exit 2
+        fi
+    elif [ "${NNODES:-1}" -gt 1 ]; then
+        # Several machines: the same command on each, with its own NODE_RANK.
         exec "$MODAT_PYTHON" -m torch.distributed.run --nnodes "$NNODES" \
             --node-rank "${NODE_RANK:?error: NNODES=$NNODES needs NODE_RANK, the number of this machine from 0}" \
             --nproc-per-node "${GPUS:-gpu}" \

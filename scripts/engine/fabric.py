@@ -45,7 +45,7 @@ def build_fabric(process: Mapping[str, Any]) -> Fabric:
             strategy=build_strategy(str(process["strategy"]), kind, devices * num_nodes),
             precision=PRECISIONS[process["precision"]],  # type: ignore[arg-type]
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: what SLURM's variables lack
         wanted = ", ".join(f"process.{key}={process[key]!r}" for key in ("strategy", "devices", "num_nodes"))
         raise ConfigError(f"{wanted} cannot be had on this machine: {error}") from error
 

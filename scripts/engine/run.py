@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.strategies import DDPStrategy, FSDPStrategy
@@ -19,6 +19,7 @@ from model.criterion import build_criterion, criterion_names
 from model.pretrained import fetch_missing, load_pretrained
 from model.transfer import Transfer, initialise_from
 from scripts.engine.empty_masks import unlearnable_negatives
+from scripts.engine.expert_load import ExpertLoad
 from scripts.engine.fabric import (
     accelerator,
     all_reduce,
@@ -35,6 +36,7 @@ from scripts.engine.logging import RunLog
 from scripts.engine.loop import Batch, Losses, evaluate, evaluates, predictor, train_one_epoch
 from scripts.engine.nonfinite import stop_if_not_finite
 from scripts.engine.optimizer import build_optimizer, check_gradient_limit
+from scripts.engine.plots import GRADIENT_NORM
 from scripts.engine.progress import TrainingProgress
 from scripts.engine.provenance import provenance
 from scripts.engine.resume import (
@@ -48,6 +50,7 @@ from scripts.engine.resume import (
     save_checkpoint,
 )
 from scripts.engine.task_metrics import BEST_FILES, TaskMetrics
+from scripts.engine.trackers import import_logger
 from utils.config import check_classes
 from utils.cpu import resolve_precision
 from utils.errors import ConfigError, DataError
@@ -148,6 +151,7 @@ class Run:
         check_gradient_limit(self.process.clip_grad_norm)
         self.process.precision = self._precision(self.checkpoint)
         self.fabric = build_fabric(self.process)
+        import_logger(self.process.logger)
         self.data = DataModule(cfg)
         num_classes = self.data.dataset("train").num_classes
         self.data.dataset("val")
@@ -188,6 +192,8 @@ class Run:
         self.model.set_activation_checkpointing(bool(self.process.activation_checkpointing))
         self.signals = StopSignals()
         self.log: RunLog | None = None
+        # A hook would break a compiled model into pieces.
+        self.load = ExpertLoad(nn.Identity() if self.process.compile else self.model)
 
     def _precision(self, checkpoint: Mapping[str, Any] | None) -> str:
         """The precision of the run; a resumed one keeps what 'auto' meant when it began."""
@@ -221,7 +227,8 @@ class Run:
         train_loader, val_loader = self._loaders()
         self._set_up(batches=len(train_loader))
         if self.fabric.global_rank == 0:
-            self.log = open_log(self.cfg.task, self.folder, self.position, title, criterion_names(self.criterion))
+            names, experts = criterion_names(self.criterion), self.load.columns
+            self.log = open_log(self.cfg, self.folder, self.position, title, names, experts)
         quiet = self.fabric.global_rank != 0
         with TrainingProgress(self.process.train_epochs, console, quiet=quiet) as self.progress, self.signals:
             try:
@@ -320,6 +327,7 @@ class Run:
         sampler.set_epoch(position.epoch)
         sampler.skip(position.batch)
         self.progress.begin_training()
+        self._watch_experts()
         train_one_epoch(
             self.wrapped,
             self.criterion,
@@ -331,7 +339,7 @@ class Run:
             schedule=schedule if self.schedule_interval == "step" else None,
             known=self.known,
             on_loss=partial(stop_if_not_finite, position=position, folder=self.folder, fabric=self.fabric),
-            on_batch=lambda losses, batch, stepped: self._after_batch(losses, batch, stepped, len(loader)),
+            on_batch=lambda *given: self._after_batch(*given, batches=len(loader)),
         )
         if schedule is not None and self.schedule_interval == "epoch":
             schedule.step()
@@ -359,11 +367,13 @@ class Run:
             weights = partial(full_weights, fabric, self.wrapped)
             self.best.update(scores, epoch, weights, write=fabric.global_rank == 0)
         if self.log is not None:
-            self.log.end_epoch()
+            self.log.end_epoch(self.position.step)
         self._save()
         self._stop_if_asked(save=False)
 
-    def _after_batch(self, losses: Losses, batch: Batch, stepped: bool, batches: int) -> None:
+    def _after_batch(
+        self, losses: Losses, batch: Batch, stepped: bool, gradient_norm: Tensor | None, *, batches: int
+    ) -> None:
         """Log, show and save within an epoch. After its last batch, validation or the end of the epoch comes first."""
         position, process = self.position, self.process
         if stepped and position.step % process.log_interval == 0:
@@ -372,7 +382,12 @@ class Run:
             mean = all_reduce(stacked, "SUM", self.fabric) / self.fabric.world_size
             rate = float(self.optimizer.param_groups[0]["lr"])
             parts = {f"train_{name}": value for name, value in zip(names, mean.tolist(), strict=True)}
-            self._record(position.epoch, {"lr": rate, **parts})
+            norm = {} if gradient_norm is None else {GRADIENT_NORM: float(gradient_norm)}
+            self._record(position.epoch, {"lr": rate, **norm, **parts})
+            if self.log is not None and (load := self.load.read()):
+                self.log.add_experts({"epoch": position.epoch, "step": position.step, **load})
+        if stepped:
+            self._watch_experts()
         clips = len(batch["name"]) * self.fabric.world_size
         self.progress.train(position.epoch, position.batch, batches, clips, losses)
         if stepped and position.batch < batches:
@@ -381,7 +396,12 @@ class Run:
             if due or stopped:
                 self._save()
             if stopped:
-                raise StopRequested(stopped, self.folder / LAST)
+                self._stop(stopped)
+
+    def _watch_experts(self) -> None:
+        """Let the load of the experts be read in the next step, if that is logged."""
+        if self.log is not None and (self.position.step + 1) % self.process.log_interval == 0:
+            self.load.watch()
 
     def _record(self, epoch: int, values: Mapping[str, float]) -> None:
         if self.log is not None:
@@ -408,7 +428,12 @@ class Run:
         if stopped := self._agreed_signal():
             if save:
                 self._save()
-            raise StopRequested(stopped, self.folder / LAST)
+            self._stop(stopped)
+
+    def _stop(self, number: int) -> NoReturn:
+        """End on all processes at once: a launcher may kill the first, which writes the state, when another ends."""
+        self.fabric.barrier()
+        raise StopRequested(number, self.folder / LAST)
 
     def _save(self) -> None:
         weights, optimizer = full_states(self.fabric, self.wrapped, self.optimizer)
@@ -419,7 +444,7 @@ class Run:
             "precision": self.fabric.strategy.precision.state_dict(),
             "best": self.best.best,
             RUN_KEY: self.position.state_dict(),
+            RECORD: self.record,
         }
         if self.fabric.global_rank == 0:
             save_checkpoint(checkpoint, self.folder / LAST)
-            RECORD: self.record,
