@@ -172,7 +172,24 @@ def wave_log_mel(
     Raises:
         DataError: the file cannot be read, or is more than one second too short.
     """
-    samples, rate = read_wave(path, max_seconds=max_seconds)
+    return clip_log_mel(*read_wave(path, max_seconds=max_seconds), path, patches=patches, front_end=front_end)
+
+
+def clip_log_mel(
+    samples: npt.NDArray[np.int16], rate: int, path: str | Path, *, patches: int, front_end: FrontEnd = VGGISH
+) -> Tensor:
+    """Log-mel of a sound's samples, see `wave_log_mel`.
+
+    Args:
+        samples: (samples, channels).
+        rate: in Hz.
+        path: where they come from, for the message.
+        patches: windows of the clip.
+        front_end: computes them.
+
+    Raises:
+        DataError: the sound is more than one second too short.
+    """
     needed = front_end.length(patches, rate)
     missing = needed - len(samples)
     if missing > rate:
