@@ -53,6 +53,8 @@ class ProcessConfig:
         detect_anomaly: name the operation behind a NaN in the backward pass; slow.
         deterministic: use deterministic algorithms only; on GPUs, where PyTorch has them.
         log_interval: optimizer steps between rows of the log.
+        logger: where a run is shown while it trains: 'tensorboard', or 'wandb' or 'trackio', which have to be
+            installed; metrics.csv is written with each.
         check_data: check every file of the data set before the first epoch.
         cache_features: compute the embeddings of a frozen audio encoder once and keep them on disk.
         cache_backbone: the same for the feature maps of the backbone while it is frozen: 1.6 MB per frame of 224 pixels
@@ -83,6 +85,7 @@ class ProcessConfig:
     detect_anomaly: bool = False
     deterministic: bool = True
     log_interval: int = 10
+    logger: str = "tensorboard"
     check_data: bool = True
     cache_features: bool = True
     cache_backbone: bool = False
@@ -99,6 +102,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _CHOICES = {
     "process.precision": ("32", "bf16", "16", "auto"),
     "process.matmul_precision": ("highest", "high", "medium"),
+    "process.logger": ("tensorboard", "wandb", "trackio"),
     "process.lr_scaling": (None, "linear"),
 }
 _AT_LEAST = {

@@ -3,12 +3,14 @@
 import logging
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataloader.preflight import check_data
 from scripts.engine.logging import METRICS_FILE, RunLog
+from scripts.engine.plots import GRADIENT_NORM
+from scripts.engine.provenance import plain
 from scripts.engine.resume import PREVIOUS, Position
 from scripts.engine.task_metrics import SCALARS
 from utils.errors import ConfigError, DataError
@@ -82,14 +84,30 @@ def empty(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def open_log(task: str, folder: Path, position: Position, title: str, losses: Iterable[str]) -> RunLog:
-    """The run's log, cut back to where the run stands; `losses` are the names of the criterion's."""
-    columns = ["epoch", "step", "lr", *(f"train_{name}" for name in losses), *(f"val_{name}" for name in SCALARS[task])]
+def open_log(
+    cfg: Any, folder: Path, position: Position, title: str, losses: Iterable[str], experts: Sequence[str]
+) -> RunLog:
+    """The run's log, cut back to where the run stands.
+
+    Args:
+        cfg: the whole config.
+        folder: of the run.
+        position: where it stands.
+        title: of the curves.
+        losses: names of the criterion's.
+        experts: columns of the experts' load.
+    """
+    norm = [] if cfg.process.clip_grad_norm is None else [GRADIENT_NORM]
+    scores = [f"val_{name}" for name in SCALARS[cfg.task]]
+    columns = ["epoch", "step", "lr", *norm, *(f"train_{name}" for name in losses), *scores]
     started = position.step or position.epoch or position.batch
     return RunLog(
         folder,
         columns,
+        experts=experts,
         title=title,
+        logger=cfg.process.logger,
+        config=plain(cfg.to_dict()),
         resume_step=position.step if started else None,
         validation_pending=position.validation_pending,
     )

@@ -1,7 +1,8 @@
-"""The record of a run on disk: `metrics.csv`, TensorBoard and the curves drawn of them.
+"""The record of a run on disk: `metrics.csv`, `experts.csv`, TensorBoard and what is drawn of them.
 
 The CSV has a row with the losses every `process.log_interval` optimizer steps, and a row with the scores per
-validation. No row holds a time, so that a resumed run leaves the same file as an uninterrupted one.
+validation. `experts.csv` has the experts' load at the same steps. No row holds a time, so that a resumed run leaves the
+same files as an uninterrupted one.
 """
 
 import csv
@@ -9,13 +10,14 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
-from scripts.engine.visualize import save_curves
+from scripts.engine.plots import save_curves, save_experts
+from scripts.engine.trackers import Tracker, open_tracker
 from utils.files import write_atomically
 
 METRICS_FILE = "metrics.csv"
+EXPERTS_FILE = "experts.csv"
 
 
 class CsvLog:
@@ -42,6 +44,8 @@ class CsvLog:
     def keep_until(self, step: int, *, validation_pending: bool = False) -> None:
         """Drop rows after a step, and a last row that a killed process left incomplete.
 
+        Rows of a file with other columns, of an earlier version or config, are kept in the columns that both have.
+
         Args:
             step: optimizer steps done.
             validation_pending: the validation after `step` is still to be done: its row is dropped too.
@@ -56,13 +60,15 @@ class CsvLog:
         kept = [
             row
             for row in rows
-            if len(row) == len(self.columns)
+            if len(row) == len(header)
             and (
                 _step(header, row) < step
                 or (_step(header, row) == step and not (validation_pending and _scores(header, row)))
             )
         ]
         text = io.StringIO(newline="")
+        if header != self.columns:
+            kept = [[dict(zip(header, row, strict=True)).get(name, "") for name in self.columns] for row in kept]
         csv.writer(text).writerows([self.columns, *kept])
         write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
 
@@ -75,12 +81,15 @@ class CsvLog:
 
 
 class RunLog:
-    """Rows of training and validation, in CSV and TensorBoard.
+    """Rows of training and validation, in CSV and in TensorBoard or what `process.logger` names.
 
     Args:
         folder: of the run.
         columns: of the CSV.
+        experts: columns of `experts.csv`, see ExpertLoad; none where the model has no experts.
         title: of the curves.
+        logger: `process.logger`.
+        config: the whole config as plain values, for services.
         resume_step: optimizer steps already done; later rows are dropped. None starts the log anew.
         validation_pending: see `CsvLog.keep_until`.
     """
@@ -90,38 +99,57 @@ class RunLog:
         folder: Path,
         columns: Sequence[str],
         *,
+        experts: Sequence[str] = (),
         title: str = "",
+        logger: str = "tensorboard",
+        config: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
         validation_pending: bool = False,
     ) -> None:
         self.csv = CsvLog(folder / METRICS_FILE, columns)
+        self.experts = CsvLog(folder / EXPERTS_FILE, ["epoch", "step", *experts])
         self.curves = folder / "curves.png"
         self.title = title
         if resume_step is None:
             self.csv.path.unlink(missing_ok=True)
+            self.experts.path.unlink(missing_ok=True)
         else:
             self.csv.keep_until(resume_step, validation_pending=validation_pending)
+            self.experts.keep_until(resume_step)
         purge = None if resume_step is None else resume_step + 1 - validation_pending
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self._tracker: Tracker = open_tracker(
+            logger, folder, config or {}, resume=resume_step is not None, purge_step=purge
+        )
 
     def add(self, row: Mapping[str, float | int]) -> None:
         """Add a row; it has epoch, step, and any of the other columns."""
         self.csv.append(row)
-        for key, value in row.items():
-            if key != "step":
-                self._board.add_scalar(
-                    key.replace("_", "/", 1) if key.startswith(("train_", "val_")) else key, value, row["step"]
-                )
+        named = {
+            key.replace("_", "/", 1) if key.startswith(("train_", "val_")) else key: value
+            for key, value in row.items()
+            if key != "step"
+        }
+        self._tracker.scalars(named, int(row["step"]))
 
-    def end_epoch(self) -> None:
-        """Flush TensorBoard's rows and draw the curves."""
-        self._board.flush()
+    def add_experts(self, row: Mapping[str, float | int]) -> None:
+        """Add a row of the experts' load; it has epoch, step, and the columns of the experts."""
+        self.experts.append(row)
+        named = {f"experts/{key}": value for key, value in row.items() if key not in ("epoch", "step")}
+        self._tracker.scalars(named, int(row["step"]))
+
+    def end_epoch(self, step: int) -> None:
+        """Flush the tracker's rows, draw the curves and the experts' load; `step`: optimizer steps done."""
         if self.csv.path.exists():
             save_curves(self.csv.path, self.curves, title=self.title)
+        if self.experts.path.exists() and self.experts.rows():
+            picture = self.experts.path.with_suffix(".png")
+            save_experts(self.experts.path, picture, title=self.title)
+            self._tracker.image("experts/load", picture, step)
+        self._tracker.flush()
 
     def close(self) -> None:
         """Close the log."""
-        self._board.close()
+        self._tracker.close()
 
 
 def _step(header: list[str], row: list[str]) -> float:

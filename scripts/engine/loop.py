@@ -38,7 +38,7 @@ def train_one_epoch(
     schedule: LRScheduler | None = None,
     known: KnownFeatures | None = None,
     on_loss: Callable[[Losses, Batch], None],
-    on_batch: Callable[[Losses, Batch, bool], None],
+    on_batch: Callable[[Losses, Batch, bool, Tensor | None], None],
 ) -> None:
     """Train from where the epoch stands to its end.
 
@@ -53,7 +53,8 @@ def train_one_epoch(
         schedule: stepped after each optimizer step, if any.
         known: outputs of frozen parts, computed once.
         on_loss: called before the backward pass; raises to stop the run.
-        on_batch: called after each batch with its losses, the batch, and whether the optimizer has stepped.
+        on_batch: called after each batch with its losses, the batch, whether the optimizer has stepped, and the
+            gradient's norm before it was clipped, None where nothing is clipped.
     """
     model.train()
     accumulate, batches = process["accumulate"], len(loader)
@@ -68,16 +69,19 @@ def train_one_epoch(
             on_loss(losses, batch)
             # The last step of an epoch may have fewer batches.
             fabric.backward(losses["total"] / min(accumulate, batches - index // accumulate * accumulate))
+        gradient_norm = None
         if steps:
             if process["clip_grad_norm"] is not None:
-                fabric.clip_gradients(model, optimizer, max_norm=process["clip_grad_norm"], error_if_nonfinite=False)
+                gradient_norm = fabric.clip_gradients(
+                    model, optimizer, max_norm=process["clip_grad_norm"], error_if_nonfinite=False
+                )
             optimizer.step()
             optimizer.zero_grad()
             if schedule is not None:
                 schedule.step()
             position.step += 1
         position.batch = index + 1
-        on_batch({name: value.detach() for name, value in losses.items()}, batch, steps)
+        on_batch({name: value.detach() for name, value in losses.items()}, batch, steps, gradient_norm)
 
 
 def evaluate(

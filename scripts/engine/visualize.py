@@ -1,6 +1,5 @@
-"""Images of a run: sheets of frames with masks and log-mel, masks as AVSBench stores them, learning curves."""
+"""Images of a run: sheets of frames with masks and log-mel, masks as AVSBench stores them."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +11,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
 from dataloader.images import IMAGENET_MEAN, IMAGENET_STD
 from dataloader.palette import encode, palette
+from scripts.engine.plots import save_figure
 from utils.errors import DataError
 
 OBJECT_COLOUR = (255, 140, 0)  # orange: stands out from skin, grass, sky and wood, for colour-blind readers too
@@ -108,14 +107,7 @@ def save_sheet(path: str | Path, rows: Sequence[SheetRow], *, classes: Sequence[
     )
     low, high = _range([row.log_mel for row in rows])
     for cells, row in zip(axes, rows, strict=True):
-        image = _image(row.frame)
-        _show(cells[0], image)
-        cells[0].set_ylabel(_wrapped(row.title), fontsize=7)
-        if row.truth is None:
-            _show(cells[1], image // 3)
-            _note(cells[1], "no label")
-        else:
-            _show(cells[1], _overlaid(image, row.truth, semantic))
+        image = _show_frame_and_truth(cells, row, semantic)
         _show(cells[2], _overlaid(image, row.prediction, semantic))
         if row.truth is not None:
             _note(cells[2], _agreement(row.truth, row.prediction, semantic))
@@ -126,11 +118,7 @@ def save_sheet(path: str | Path, rows: Sequence[SheetRow], *, classes: Sequence[
     for cell, column in zip(axes[0], COLUMNS, strict=True):
         cell.set_title(column, fontsize=10)
     axes[-1][3].set_xlabel("0 to 0.96 s, low to high", fontsize=7)
-    if title:
-        figure.suptitle(title, fontsize=11, y=1 - 0.2 / height)
-    if semantic:
-        _class_legend(figure, masks, classes)
-    _save(figure, path)
+    _finish(figure, path, title, height, masks if semantic else [], classes)
 
 
 @dataclass(frozen=True)
@@ -180,14 +168,7 @@ def save_sounds_sheet(path: str | Path, rows: Sequence[SoundsRow], *, classes: S
         left=0.75 / width, right=1 - 0.05 / width, top=1 - head / height, bottom=foot / height, wspace=0.04, hspace=0.06
     )
     for cells, row in zip(axes, rows, strict=True):
-        image = _image(row.frame)
-        _show(cells[0], image)
-        cells[0].set_ylabel(_wrapped(row.title), fontsize=7)
-        if row.truth is None:
-            _show(cells[1], image // 3)
-            _note(cells[1], "no label")
-        else:
-            _show(cells[1], _overlaid(image, row.truth, semantic))
+        image = _show_frame_and_truth(cells, row, semantic)
         for number, (cell, sound) in enumerate(zip(cells[2:], sounds, strict=True)):
             prediction = row.predictions[sound]
             _show(cell, _overlaid(image, prediction, semantic))
@@ -199,11 +180,7 @@ def save_sounds_sheet(path: str | Path, rows: Sequence[SoundsRow], *, classes: S
                 _note(cell, _wrapped(row.notes[sound], 26), below=True)
     for cell, column in zip(axes[0], ("frame", "truth", *sounds), strict=True):
         cell.set_title(column, fontsize=10)
-    if title:
-        figure.suptitle(title, fontsize=11, y=1 - 0.2 / height)
-    if semantic:
-        _class_legend(figure, masks, classes)
-    _save(figure, path)
+    _finish(figure, path, title, height, masks if semantic else [], classes)
 
 
 def save_masks(
@@ -241,89 +218,28 @@ def save_masks(
     return files
 
 
-def save_curves(metrics_csv: str | Path, path: str | Path, *, title: str = "") -> None:
-    """Draw losses and scores per epoch from a run's log, `metrics.csv`.
+def _show_frame_and_truth(cells: Sequence[Axes], row: "SheetRow | SoundsRow", semantic: bool) -> npt.NDArray[np.uint8]:
+    """Fill the first two cells of a sheet's row; returns the frame as an image."""
+    image = _image(row.frame)
+    _show(cells[0], image)
+    cells[0].set_ylabel(_wrapped(row.title), fontsize=7)
+    if row.truth is None:
+        _show(cells[1], image // 3)
+        _note(cells[1], "no label")
+    else:
+        _show(cells[1], _overlaid(image, row.truth, semantic))
+    return image
 
-    Every numeric column is a curve of means over the rows of an epoch: names with 'loss' or 'total' in the panel of
-    losses, names with 'iou' or 'f_score' in that of scores.
 
-    Args:
-        metrics_csv: a table with a column `epoch`.
-        path: PNG to write.
-        title: above everything.
-
-    Raises:
-        DataError: the table is missing or lacks the column `epoch`.
-    """
-    curves = read_curves(metrics_csv)
-    losses = {name: curve for name, curve in curves.items() if _is_loss(name)}
-    scores = {name: curve for name, curve in curves.items() if not _is_loss(name) and ("iou" in name or "f_" in name)}
-    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
-    panels = (("losses", losses, "weighted loss"), ("scores", scores, "score, 0 to 1"))
-    for axes, (heading, chosen, label) in zip(figure.subplots(1, 2), panels, strict=True):
-        for number, (name, curve) in enumerate(sorted(chosen.items())):
-            epochs = sorted(curve)
-            style = "--" if name.startswith("train") and any(not other.startswith("train") for other in chosen) else "-"
-            axes.plot(
-                epochs,
-                [curve[e] for e in epochs],
-                style,
-                marker=".",
-                label=name,
-                color=f"C{number % 10}",
-                linewidth=1.4,
-            )
-        axes.set_title(heading)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        if chosen:
-            axes.legend(fontsize=8)
-        else:
-            _note(axes, "none logged yet")
+def _finish(
+    figure: Figure, path: str | Path, title: str, height: float, masks: Sequence[Tensor], classes: Sequence[str]
+) -> None:
+    """Title, legend of the classes in `masks`, and file of a sheet; `height` in inches."""
     if title:
-        figure.suptitle(title)
-    _save(figure, path)
-
-
-def read_curves(metrics_csv: str | Path) -> dict[str, dict[int, float]]:
-    """Column -> epoch -> mean of the epoch's values, from a CSV log; blanks and values that are not finite are skipped.
-
-    Raises:
-        DataError: the table is missing or lacks the column `epoch`.
-    """
-    file = Path(metrics_csv)
-    try:
-        with file.open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-            columns = list(rows[0]) if rows else []
-    except OSError as error:
-        raise DataError(
-            f"{file}: the log cannot be read ({error.strerror}); curves are drawn after training."
-        ) from error
-    if rows and "epoch" not in columns:
-        raise DataError(f"{file}: the log has no column 'epoch', only {', '.join(columns)}.")
-    values: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        epoch = _number(row["epoch"])
-        for column in columns:
-            value = _number(row[column])
-            if column not in ("epoch", "step") and epoch is not None and value is not None:
-                values.setdefault(column, {}).setdefault(int(epoch), []).append(value)
-    return {name: {e: sum(v) / len(v) for e, v in by_epoch.items()} for name, by_epoch in values.items()}
-
-
-def _is_loss(name: str) -> bool:
-    return "loss" in name or "total" in name
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        figure.suptitle(title, fontsize=11, y=1 - 0.2 / height)
+    if masks:
+        _class_legend(figure, masks, classes)
+    save_figure(figure, path)
 
 
 def _image(frame: Tensor) -> npt.NDArray[np.uint8]:
@@ -408,9 +324,3 @@ def _note(axes: Axes, text: str, *, below: bool = False) -> None:
         color="white",
         bbox={"facecolor": "black", "alpha": 0.6, "pad": 1.5, "edgecolor": "none"},
     )
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # Without a date in the file, the same run gives the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from dataloader.palette import decode, palette
-from scripts.engine.visualize import clip_rows, predicted_classes, read_curves, save_curves, save_masks, save_sheet
+from scripts.engine.plots import read_curves, save_curves
+from scripts.engine.visualize import clip_rows, predicted_classes, save_masks, save_sheet
 from utils.errors import DataError
 
 
