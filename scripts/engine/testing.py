@@ -18,8 +18,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 from dataloader import AudioVisualDataset, build_dataset
 from model.checkpoint import read_record
 from model.precision import AUTOCAST, round_weights
+from scripts.engine.clip_pictures import ClipPictures, Predictions, extremes
 from scripts.engine.clip_scores import ClipScores
 from scripts.engine.loop import Batch, evaluate, predictor
+from scripts.engine.plots import save_class_bars
 from scripts.engine.provenance import describe_split, differences, origin
 from scripts.engine.task_metrics import SCALARS, TaskMetrics
 from scripts.engine.visualize import SheetRow, clip_rows, predicted_classes, save_masks, save_sheet
@@ -29,6 +31,7 @@ from utils.runtime import warn
 
 SHEET_CLIPS = 4
 SHEET_ROWS_PER_CLIP = 3
+EXTREME_ROWS_PER_CLIP = 2
 CERTAIN = 20.0
 """Magnitude of an oracle's logits."""
 
@@ -121,7 +124,8 @@ def score(
         predictor: what is scored.
         dataset: the split.
         task: 's4', 'ms3' or 'avss'.
-        folder: where `{title}_clips.csv` (see ClipScores) and the sheet, `images/{title}.png`, go.
+        folder: where `{title}_clips.csv` (see ClipScores), `{title}_clips.zip` (see ClipPictures) and the pictures go:
+            `images/{title}.png`, `images/{title}_extremes.png`, and for avss `images/{title}_classes.png`.
         title: of the sheet, and the name of its file.
         items: read instead of `dataset`, clip for clip (another sound).
         masks_folder: root for predicted masks in AVSBench's form; None writes none.
@@ -134,30 +138,40 @@ def score(
     metrics = TaskMetrics(task, dataset.num_classes)
     chosen = evenly(len(dataset), SHEET_CLIPS)
     rows: list[SheetRow] = []
-    clips = ClipScores(dataset.num_classes)
+    clips, predictions, with_object = ClipScores(dataset.num_classes), Predictions(), list[bool]()
 
     def collect(batch: Batch, logits: Tensor, first_clip: int) -> None:
         for clip, name in enumerate(batch["name"]):
             frames = slice(clip * dataset.num_frames, (clip + 1) * dataset.num_frames)
             clips.add(name, logits[frames], batch["masks"][clip], batch["gt_temporal_mask_flag"][clip])
+            item = {key: value[clip] for key, value in batch.items()}
+            predicted = predicted_classes(logits[frames]).cpu()
+            predictions.append(predicted)
+            with_object.append(bool(item["masks"].any()))
+            pictures.add(item, predicted)
             if first_clip + clip in chosen:
-                drawn = clip_rows(
-                    name,
-                    batch["frames"][clip],
-                    batch["log_mel"][clip],
-                    batch["masks"][clip],
-                    logits[frames],
-                    batch["gt_temporal_mask_flag"][clip],
-                    batch["vid_temporal_mask_flag"][clip],
-                )
-                rows.extend(drawn[row] for row in evenly(len(drawn), SHEET_ROWS_PER_CLIP))
+                rows.extend(_rows(item, predicted, SHEET_ROWS_PER_CLIP))
             if masks_folder is not None:
                 _save(masks_folder, dataset, first_clip + clip, logits[frames])
 
-    one_pass(predictor, dataset, metrics, collect, items=items, title=title, workers=workers, console=console)
+    with ClipPictures(folder / f"{title}_clips.zip", dataset.classes) as pictures:
+        one_pass(predictor, dataset, metrics, collect, items=items, title=title, workers=workers, console=console)
     clips.write(folder / f"{title}_clips.csv")
-    save_sheet(folder / "images" / f"{title}.png", rows, classes=dataset.classes, title=title)
-    return results(metrics, dataset.classes)
+    images = folder / "images"
+    save_sheet(images / f"{title}.png", rows, classes=dataset.classes, title=title)
+    scores = [miou for *_, miou in clips.rows]
+    extreme: list[SheetRow] = []
+    for rank, index in extremes(scores, with_object):
+        item = (items if items is not None else dataset)[index]
+        heading = f"{rank}: {scores[index]:.2f}\n{item['name']}"
+        extreme += _rows({**item, "name": heading}, predictions[index], EXTREME_ROWS_PER_CLIP)
+    if extreme:
+        heading = f"{title}: best, typical and worst clips by mIoU"
+        save_sheet(images / f"{title}_extremes.png", extreme, classes=dataset.classes, title=heading)
+    found = results(metrics, dataset.classes)
+    if any(values["frames"] for values in found.get("per_class", {}).values()):
+        save_class_bars(found["per_class"], images / f"{title}_classes.png", title=f"{title}: scores per class")
+    return found
 
 
 def one_pass(
@@ -258,6 +272,13 @@ def evenly(count: int, wanted: int) -> list[int]:
     """At most `wanted` of the numbers below `count`, spread evenly."""
     wanted = min(count, wanted)
     return [index * count // wanted for index in range(wanted)]
+
+
+def _rows(item: Mapping[str, Any], predictions: Tensor, count: int) -> list[SheetRow]:
+    """Rows of a clip for a sheet, at most `count`, spread evenly."""
+    keys = ("name", "frames", "log_mel", "masks", "gt_temporal_mask_flag", "vid_temporal_mask_flag")
+    drawn = clip_rows(**{key: item[key] for key in keys}, predictions=predictions)
+    return [drawn[row] for row in evenly(len(drawn), count)]
 
 
 def _everything_of(frame: Path) -> Path:

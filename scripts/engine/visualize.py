@@ -56,7 +56,7 @@ def clip_rows(
     frames: Tensor,
     log_mel: Tensor,
     masks: Tensor,
-    logits: Tensor,
+    predictions: Tensor,
     gt_temporal_mask_flag: Tensor,
     vid_temporal_mask_flag: Tensor,
 ) -> list[SheetRow]:
@@ -67,18 +67,17 @@ def clip_rows(
         frames: (T, 3, H, W).
         log_mel: (T, 1, 96, 64).
         masks: (T, H, W).
-        logits: (T, K, H, W).
+        predictions: (T, H, W) class numbers.
         gt_temporal_mask_flag: (T,), 0 = the frame has no label.
         vid_temporal_mask_flag: (T,), 0 = padding, left out.
     """
-    predictions = predicted_classes(logits).cpu()
     return [
         SheetRow(
             title=f"{name}\nsecond {second + 1}",
             frame=frames[second].cpu(),
             log_mel=log_mel[second].cpu(),
             truth=masks[second].cpu() if gt_temporal_mask_flag[second] else None,
-            prediction=predictions[second],
+            prediction=predictions[second].cpu(),
         )
         for second in range(len(frames))
         if vid_temporal_mask_flag[second]
@@ -108,7 +107,7 @@ def save_sheet(path: str | Path, rows: Sequence[SheetRow], *, classes: Sequence[
     low, high = _range([row.log_mel for row in rows])
     for cells, row in zip(axes, rows, strict=True):
         image = _show_frame_and_truth(cells, row, semantic)
-        _show(cells[2], _overlaid(image, row.prediction, semantic))
+        _show(cells[2], overlaid(image, row.prediction, semantic))
         if row.truth is not None:
             _note(cells[2], _agreement(row.truth, row.prediction, semantic))
         mel = cells[3]
@@ -171,7 +170,7 @@ def save_sounds_sheet(path: str | Path, rows: Sequence[SoundsRow], *, classes: S
         image = _show_frame_and_truth(cells, row, semantic)
         for number, (cell, sound) in enumerate(zip(cells[2:], sounds, strict=True)):
             prediction = row.predictions[sound]
-            _show(cell, _overlaid(image, prediction, semantic))
+            _show(cell, overlaid(image, prediction, semantic))
             if number == 0 and row.truth is not None:
                 _note(cell, _agreement(row.truth, prediction, semantic))
             elif number > 0:
@@ -220,14 +219,14 @@ def save_masks(
 
 def _show_frame_and_truth(cells: Sequence[Axes], row: "SheetRow | SoundsRow", semantic: bool) -> npt.NDArray[np.uint8]:
     """Fill the first two cells of a sheet's row; returns the frame as an image."""
-    image = _image(row.frame)
+    image = image_of(row.frame)
     _show(cells[0], image)
     cells[0].set_ylabel(_wrapped(row.title), fontsize=7)
     if row.truth is None:
         _show(cells[1], image // 3)
         _note(cells[1], "no label")
     else:
-        _show(cells[1], _overlaid(image, row.truth, semantic))
+        _show(cells[1], overlaid(image, row.truth, semantic))
     return image
 
 
@@ -242,14 +241,14 @@ def _finish(
     save_figure(figure, path)
 
 
-def _image(frame: Tensor) -> npt.NDArray[np.uint8]:
+def image_of(frame: Tensor) -> npt.NDArray[np.uint8]:
     """A normalised frame (3, H, W) as an image (H, W, 3) uint8."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = ((frame.float() * std + mean) * 255).round().clamp(0, 255)
     return pixels.permute(1, 2, 0).to(torch.uint8).numpy()
 
 
-def _overlaid(image: npt.NDArray[np.uint8], mask: Tensor, semantic: bool) -> npt.NDArray[np.uint8]:
+def overlaid(image: npt.NDArray[np.uint8], mask: Tensor, semantic: bool) -> npt.NDArray[np.uint8]:
     """The darkened image under the colours of the mask."""
     classes = mask.numpy().astype(np.uint8)
     colours = encode(classes) if semantic else np.where(classes[..., None] > 0, OBJECT_COLOUR, 0).astype(np.uint8)

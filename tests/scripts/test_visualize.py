@@ -26,8 +26,12 @@ def clip(classes=1, t=3, size=32, seed=0):
     }
 
 
+def rows_of(item):
+    return {**item, "predictions": predicted_classes(item.pop("logits"))}
+
+
 def test_rows_leave_out_padding_and_unlabelled_truth():
-    rows = clip_rows(**clip())
+    rows = clip_rows(**rows_of(clip()))
     assert [row.truth is None for row in rows] == [False, True]
     assert rows[1].title.endswith("second 2")
 
@@ -35,7 +39,7 @@ def test_rows_leave_out_padding_and_unlabelled_truth():
 @pytest.mark.parametrize("classes", [1, 71])
 def test_sheet_is_a_readable_picture_and_the_same_bytes_again(tmp_path, classes):
     names = ["background", "object"] if classes == 1 else [f"class {i}" for i in range(71)]
-    rows = clip_rows(**clip(classes))
+    rows = clip_rows(**rows_of(clip(classes)))
     for file in ("a.png", "b.png"):
         save_sheet(tmp_path / "new" / file, rows, classes=names, title="test")
     assert (tmp_path / "new" / "a.png").read_bytes() == (tmp_path / "new" / "b.png").read_bytes()
@@ -50,7 +54,7 @@ def test_sheet_shows_the_frame_in_its_own_colours_and_the_mask_over_it(tmp_path)
         :, None, None
     ] / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     item["logits"] = torch.where(item["masks"][:, None] > 0, 9.0, -9.0)
-    save_sheet(tmp_path / "sheet.png", clip_rows(**item), classes=["background", "object"])
+    save_sheet(tmp_path / "sheet.png", clip_rows(**rows_of(item)), classes=["background", "object"])
     picture = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).reshape(-1, 3)
     green, object_over_green = (26, 153, 51), (174, 144, 17)
     for colour in (green, object_over_green):
