@@ -23,6 +23,7 @@ PROCESS = (
     "tests/scripts/test_make_stamps.py",
     "tests/ops/test_build.py",
     "tests/ops/test_cuda.py",
+    "tests/ops/test_emulation.py",
     "tests/model/test_compile.py",
     "tests/model/test_published_numbers.py",
     "tests/model/test_contract.py::test_the_backbone_skips_padded_frames",

@@ -1,5 +1,7 @@
 """The operators as PyTorch citizens: gradcheck, opcheck, compile, export, autocast, and what they refuse."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -10,7 +12,16 @@ from ops.module import MSDeformAttn
 
 SHAPES = ((4, 3), (2, 2))
 FLAT = [4, 3, 2, 2]
-pytestmark = pytest.mark.usefixtures("cpu_kernel")
+
+
+@pytest.fixture(autouse=True, params=["cpu", pytest.param("emulated", marks=pytest.mark.process)])
+def _kernel(request: pytest.FixtureRequest, cpu_kernel: None) -> Iterator[None]:
+    """The CPU kernels, and the CUDA kernels emulated on the CPU."""
+    if request.param == "cpu":
+        yield
+    else:
+        with request.getfixturevalue("emulation").active():
+            yield
 
 
 def inputs(dtype=torch.float64, grad=True):
