@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from utils.errors import ConfigError
 from utils.runtime import ROOT, ensure_data, find_file, run, shipped_configs
 
 
@@ -23,6 +24,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="delete the run in the folder, and start anew")
     parser.add_argument(
         "--init-from", metavar="CHECKPOINT", help="start from the weights of another run, as far as they fit"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="try the config and this machine in two minutes: two steps, validation, resume and test on drawn data",
     )
     return parser.parse_intermixed_args(arguments)
 
@@ -46,6 +52,12 @@ def main() -> int:
 
     cfg = load_config(config, options.overrides, options.task)
     check_choice(resume=options.resume, overwrite=options.overwrite, init_from=options.init_from)
+    if options.smoke:
+        if options.resume or options.overwrite or options.init_from:
+            raise ConfigError("--smoke writes into a folder of its own: leave --resume, --overwrite, --init-from out.")
+        from scripts.engine.smoke import smoke
+
+        return smoke(cfg, config)
     ensure_data(cfg, config)
     train(cfg, config.stem, resume=options.resume, overwrite=options.overwrite, init_from=options.init_from)
     return 0

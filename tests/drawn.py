@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.data.stamps import layouts
-from scripts.data.stamps.library import drawn_library
+from scripts.data.stamps.drawn import draw
 from tests.runs import dataset_cfg
 
 SIZE = 48
@@ -19,13 +19,7 @@ CLIPS = (4, 3, 3)
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with 4/3/3 clips per task, 48 pixels; do not change it."""
     root = tmp_path_factory.mktemp("drawn")
-    library = drawn_library(4, seed=0)
-    names = [kind.name for kind in library.kinds]
-    for task in layouts.FOLDERS:
-        orders = layouts.orders(task, CLIPS, names, seed=0)
-        for order in orders:
-            layouts.make(root, order, library, size=SIZE, seed=0)
-        layouts.write_tables(root, task, orders, names)
+    draw(root, tuple(layouts.FOLDERS), clips=CLIPS, size=SIZE, sound_labels=False)
     return root
 
 

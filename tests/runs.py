@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.data.stamps import layouts
+from scripts.data.stamps.drawn import paths
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAMES = {"s4": 5, "ms3": 5, "avss": 10}
@@ -62,24 +62,8 @@ def make_data(
 
 def dataset_cfg(data: Path, task: str, **common: Any) -> dict[str, dict[str, Any]]:
     """The `dataset` section for drawn data; `common` goes into every split."""
-    base = data / layouts.FOLDERS[task]
-    if task == "avss":
-        paths: dict[str, Any] = {
-            "type": "AVSSDataset",
-            "meta_csv_path": str(base / "metadata.csv"),
-            "label_idx_path": str(base / "label2idx.json"),
-            "dir_base": str(base),
-            "crop_img_and_mask": False,
-        }
-    else:
-        paths = {
-            "type": {"s4": "S4Dataset", "ms3": "MS3Dataset"}[task],
-            "anno_csv": str(base / f"{task}_meta_data.csv"),
-            "dir_img": str(base / f"{task}_data/visual_frames"),
-            "dir_audio_log_mel": str(base / f"{task}_data/audio_log_mel"),
-            "dir_mask": str(base / f"{task}_data/gt_masks"),
-        }
-    return {split: {**paths, **common, "split": split} for split in ("train", "val", "test")}
+    where = paths(data, task) | ({"crop_img_and_mask": False} if task == "avss" else {})
+    return {split: {**where, **common, "split": split} for split in ("train", "val", "test")}
 
 
 def write_config(
