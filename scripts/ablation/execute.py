@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -28,6 +29,8 @@ from utils.files import LAST
 from utils.runtime import ROOT, StopRequested
 
 POLL_SECONDS = 0.2
+EXCEPTION = re.compile(r"(\[rank\d+\]: )?[\w.]+(Error|Exception|Interrupt|Exit)\b")
+"""Beginning of the last line of a traceback, also as torch.distributed prints it."""
 Device = str | None
 """CUDA_VISIBLE_DEVICES of a run; None leaves it as it is."""
 
@@ -223,12 +226,13 @@ class Job:
         return variables
 
     def _complaint(self) -> str:
-        """The error's line in the log, or its last line."""
+        """What the log says went wrong: the error's line, or the first exception's, or the last line."""
         with (self.run.folder / LOG).open("rb") as log:
             log.seek(self._log_begin)
             lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error:")]
-        return [*lines[-1:], *errors[-1:], "no output"][-2 if lines else -1][:300]
+        exceptions = [line for line in lines if EXCEPTION.match(line)]
+        return (errors[-1:] or exceptions[:1] or lines[-1:] or ["no output"])[0][:300]
 
 
 class _Jobs:
