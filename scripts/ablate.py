@@ -22,6 +22,9 @@ if str(ROOT) not in sys.path:
 from utils.errors import ConfigError  # noqa: E402
 from utils.runtime import run  # noqa: E402
 
+WIDTH = 120
+"""Of the table where the output is no terminal, characters."""
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; of the words, those with an equals sign are overrides.
@@ -91,7 +94,7 @@ def main() -> int:
         devices = [None] if options.only is not None else find_devices(options.gpus)
         run_all(runs, devices, say=console.print, finished=lambda _: write_table(study) and None)
     table, notes = write_table(study)
-    Console().print(terminal(table, f"{study.task}, {study.folder.name}"))
+    Console(width=None if console.is_terminal else WIDTH).print(terminal(table, f"{study.task}, {study.folder.name}"))
     for note in notes:
         console.print(note)
     console.print(f"written: {study.folder}/table.md, table.csv, table.tex, runs.csv")

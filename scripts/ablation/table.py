@@ -118,6 +118,11 @@ def spread(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> st
     return mean if len(values) < 2 else f"{mean} ± {scale * float(pd.Series(values).std()):.{digits}f}"
 
 
+def label(config: str, first: str) -> str:
+    """A row's name in the table: of a config named after the first one, what it adds."""
+    return config.removeprefix(f"{first}_").replace("_", " ") if config.startswith(f"{first}_") else config
+
+
 def shown(found: Sequence[Row]) -> pd.DataFrame:
     """The table as text."""
     lines = []
@@ -126,14 +131,14 @@ def shown(found: Sequence[Row]) -> pd.DataFrame:
         interval = "" if c is None or math.isnan(c.low) else f"{100 * c.low:+.1f} to {100 * c.high:+.1f}"
         lines.append(
             {
-                "config": row.config,
+                "config": label(row.config, found[0].config),
                 "seeds": f"{len(row.seeds)}" if len(row.seeds) == row.wanted else f"{len(row.seeds)} of {row.wanted}",
                 "mIoU": spread(row.miou) or "none",
                 "F": spread(row.f_score),
                 "difference": "" if c is None else f"{100 * c.difference:+.1f}",
                 "95 % interval": interval,
                 "p": "" if c is None else ("< 0.001" if c.p < 0.001 else f"{c.p:.3f}"),
-                "M parameters": f"{row.size['parameters'] / 1e6:.2f}" if row.size else "",
+                "M param.": f"{row.size['parameters'] / 1e6:.2f}" if row.size else "",
                 "GFLOP": f"{row.size['flops'] / 1e9:.1f}" if row.size else "",
                 "minutes": spread(row.minutes, scale=1),
             }
@@ -228,7 +233,8 @@ def terminal(table: pd.DataFrame, title: str) -> Table:
     """The table for the terminal."""
     drawn = Table(title=title, title_justify="left")
     for column in table.columns:
-        drawn.add_column(column, justify="left" if column == "config" else "right", overflow="fold")
+        left = column == "config"
+        drawn.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for cells in table.values.tolist():
         drawn.add_row(*cells)
     return drawn
