@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Everything that a GPU can tell about this project, in an hour: bash scripts/gpu_day.sh [--dry] [--out DIR] [--minutes 60]
+# Parts run in the order of their worth, each with its own time limit; DIR/report.md is written anew after each of them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/setup.sh
+source scripts/setup.sh
+exec "$MODAT_PYTHON" -m scripts.gpu_day "$@"
