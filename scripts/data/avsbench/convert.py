@@ -129,8 +129,8 @@ def convert(clip: SourceClip, settings: Settings) -> list[Fault]:
     if faults.found or log_mel is None:
         return faults.found
     with _explained(clip):
-        for (image, path), target in zip(frames, clip.made.frames, strict=True):
-            _write(target, _frame(image, path, target, placement))
+        for (image, origin), target in zip(frames, clip.made.frames, strict=True):
+            _write(target, _frame(image, origin, target, placement))
         for data, target in zip(masks, clip.made.masks, strict=True):
             _write(target, data)
         if wave is not None:

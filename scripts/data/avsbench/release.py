@@ -344,8 +344,8 @@ def _refuse_repeated(listing: Listing) -> None:
     seen: dict[str, SourceClip] = {}
     for clip in listing.clips:
         if clip.name in seen:
-            first = seen[clip.name].row.location
-            message = f"the clip {clip.name} is listed twice: {first} and {clip.row.location}; remove one line."
+            lines = f"lines {seen[clip.name].row.line} and {clip.row.line} of {clip.row.table}"
+            message = f"the clip {clip.name} is listed twice, in {lines}: remove one line."
             listing.faults.append(Fault(clip.split, clip.name, "table", message, clip.row))
         else:
             seen[clip.name] = clip
