@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ops import support
-from tests.ops.emulation import build, faults
+from tests.ops import faults, support
+from tests.ops.emulation import build
 
 pytestmark = pytest.mark.skipif(bool(build.unavailable()), reason=build.unavailable() or "available")
 SLOW = pytest.mark.skipif("MODAT_SLOW" not in os.environ, reason="compiles for minutes: set MODAT_SLOW=1")

@@ -1,6 +1,6 @@
 """Planted faults: whether the checks notice when a kernel is wrong.
 
-    python -m tests.ops.emulation.faults [NAME ...]
+    python -m tests.ops.faults [NAME ...]
 
 Each fault is a change of the text of a source in ops/src. The changed kernels are compiled for the CPU, and a child
 process compares them with the definition; the fault is caught if an error is over its bound or the process ends.
