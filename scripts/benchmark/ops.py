@@ -290,8 +290,9 @@ def _ratio(slow: Row | None, row: Row) -> str:
 
 def _kept(levels: list[int], frames: int, threads: int, repeats: int) -> list[Row]:
     """The definition and ours, from a process with memory kept."""
-    arguments = ["--levels", *map(str, levels), "--frames", str(frames), "--threads", str(threads)]
-    command = [sys.executable, "-m", "scripts.benchmark.ops", *arguments, "--repeats", str(repeats), "--rows-only", "definition,ours"]
+    sizes = ["--levels", *map(str, levels), "--frames", str(frames), "--threads", str(threads)]
+    arguments = [*sizes, "--repeats", str(repeats), "--rows-only", "definition,ours"]
+    command = [sys.executable, "-m", "scripts.benchmark.ops", *arguments]
     result = subprocess.run(command, env=memory_kept(), stdout=subprocess.PIPE, text=True, check=True)
     rows = [Row(**row) for row in json.loads(result.stdout)]
     for row in rows:

@@ -190,7 +190,8 @@ def _nccl(out: Path, results: Path, device: list[str], *, dry: bool, gpus: int) 
     target, backend, count = results / "nccl.json", "gloo" if dry else "nccl", 2 if dry else gpus
     small = ["--processes", count, *(["--config", SMALL, "--size", 64] if dry else [])]
     check = ["-m", "scripts.gpu_day.processes", "--backend", backend, *device, *small, "--json", target]
-    config = _drawn(out, "drawn_processes", size=64 if dry else 224, clips=[4, 2, 2] if dry else [64, 16, 16], epochs=1)
+    clips = [8 * count, 4 * count, 4 * count]
+    config = _drawn(out, "drawn_processes", size=64 if dry else 224, clips=clips, epochs=1)
     return Part(
         "nccl",
         "A process per card (NCCL): against one process, and a training run",

@@ -79,7 +79,7 @@ def compare(rank: int, world: int, options: argparse.Namespace, device: torch.de
         alone_loss += gradients(model, criterion, (log_mel[part], frames[part], masks[part])) / world
     alone = [parameter.grad / world for parameter in parameters if parameter.grad is not None]
     model.zero_grad()
-    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    wrapped = DistributedDataParallel(model)
     gradients(wrapped, criterion, (log_mel[share], frames[share], masks[share]))
     together = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
     norm = torch.stack([gradient.norm() for gradient in alone]).norm()

@@ -170,15 +170,18 @@ def run(folder: Path) -> str | None:
         )
     ]
     for path in sorted(folder.rglob("*.json")):
-        scores = _scalars(json.loads(path.read_text()))
-        found.append(f"{path.relative_to(folder)}:\n\n" + table(("", ""), [(k, _short(v)) for k, v in scores.items()]))
+        found.append(f"{path.relative_to(folder)}:\n\n{_scores(json.loads(path.read_text()))}")
     return together(*found)
 
 
-def _scalars(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {k: v for key, item in value.items() for k, v in _scalars(item, f"{prefix}{key} ").items()}
-    return {prefix.strip(): value} if isinstance(value, int | float) else {}
+def _scores(report: Mapping[str, Any]) -> str:
+    """What test.py has written: scores, or with --robust a row of them per sound."""
+    conditions = report.get("conditions")
+    if not conditions:
+        return table(("", ""), [(k, _short(v)) for k, v in report.items() if isinstance(v, int | float)])
+    names = list(next(iter(conditions.values())))
+    rows = [[sound, *(_short(scores.get(name, "")) for name in names)] for sound, scores in conditions.items()]
+    return table(("sound", *names), rows)
 
 
 def _short(value: Any) -> str:
