@@ -164,7 +164,7 @@ def score(
     for rank, index in extremes(scores, with_object):
         item = (items if items is not None else dataset)[index]
         heading = f"{rank}: {scores[index]:.2f}\n{item['name']}"
-        extreme += _rows({**item, "name": heading}, predictions[index], EXTREME_ROWS_PER_CLIP)
+        extreme += _rows({**item, "name": heading}, predictions[index], EXTREME_ROWS_PER_CLIP, with_object=True)
     if extreme:
         heading = f"{title}: best, typical and worst clips by mIoU"
         save_sheet(images / f"{title}_extremes.png", extreme, classes=dataset.classes, title=heading)
@@ -274,10 +274,12 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [index * count // wanted for index in range(wanted)]
 
 
-def _rows(item: Mapping[str, Any], predictions: Tensor, count: int) -> list[SheetRow]:
-    """Rows of a clip for a sheet, at most `count`, spread evenly."""
+def _rows(item: Mapping[str, Any], predictions: Tensor, count: int, *, with_object: bool = False) -> list[SheetRow]:
+    """Rows of a clip for a sheet, at most `count`, spread evenly; `with_object`: over those whose label has one."""
     keys = ("name", "frames", "log_mel", "masks", "gt_temporal_mask_flag", "vid_temporal_mask_flag")
     drawn = clip_rows(**{key: item[key] for key in keys}, predictions=predictions)
+    if with_object:
+        drawn = [row for row in drawn if row.truth is not None and row.truth.any()] or drawn
     return [drawn[row] for row in evenly(len(drawn), count)]
 
 
