@@ -22,7 +22,7 @@ if str(ROOT) not in sys.path:
 from utils.errors import ConfigError  # noqa: E402
 from utils.runtime import run  # noqa: E402
 
-WIDTH = 120
+WIDTH = 132
 """Of the table where the output is no terminal, characters."""
 
 

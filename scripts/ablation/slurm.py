@@ -24,9 +24,9 @@ def job_script(study: Study, arguments: Sequence[str], options: Sequence[str]) -
     Args:
         study: what is run.
         arguments: of ablate.sh, that describe the study.
-        options: of sbatch, from the user; without one that names gres or GPUs, each task asks for one GPU.
+        options: of sbatch, from the user; without --gres, --gpus... or -G, each task asks for one GPU.
     """
-    asks_for_gpus = any(re.search(r"gres|gpu", option) for option in options)
+    asks_for_gpus = any(re.match(r"--gres|--gpus|-G", option) for option in options)
     directives = [
         f"--job-name=ablate-{study.folder.name}",
         f"--array={','.join(map(str, unfinished(study.runs)))}",
