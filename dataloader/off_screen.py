@@ -149,7 +149,7 @@ class Donors:
 
 
 def _labels_of_the_task(dataset: "AudioVisualDataset", table: Path) -> tuple[list[frozenset[str]] | None, str]:
-    if dataset.task == "s4":
+    if dataset.task == "s4" and all(clip.row["category"] for clip in dataset.clips):
         return [frozenset({clip.row["category"]}) for clip in dataset.clips], f"the categories of {table}"
     names = [clip.name for clip in dataset.clips]
     path = table if dataset.task == "avss" else table.parent.parent / "AVSS" / "metadata.csv"

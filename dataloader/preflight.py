@@ -157,6 +157,8 @@ class _Checks(Dataset[tuple[list[Fault], str]]):
         split, index = self.items[number]
         dataset = self.datasets[split]
         clip = dataset.clips[index]
+        with suppress(DataError):  # found again by check_clip
+            dataset.materialise(clip)
         fingerprint = _fingerprint(dataset, clip)
         if fingerprint in self.good:
             return [], fingerprint

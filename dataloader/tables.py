@@ -59,6 +59,17 @@ def read_table(path: str | Path, columns: Sequence[str | tuple[str, ...]]) -> li
     return rows
 
 
+def all_cells(path: str | Path) -> dict[int, dict[str, str]]:
+    """All cells of a CSV file that `read_table` has read, optional ones included: line -> column -> cell."""
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        found = {}
+        for cells in reader:
+            found[reader.line_num] = {name: (cell or "").strip() for name, cell in cells.items() if name is not None}
+        return found
+
+
 def rows_of_split(rows: Iterable[Row], split: str, path: str | Path) -> list[Row]:
     """The rows of one split.
 

@@ -111,6 +111,7 @@ def clip_video(path: Path, seconds: int, seed: int) -> None:
         times=range(0, 1000 * seconds, 100),
         picture=lambda index: pictures[index // 10],
         sound=tone(seconds, 16_000),
+        codec="mpeg4",
     )
 
 

@@ -39,6 +39,11 @@ def missing_data(task: str, split: Mapping[str, Any], table: Path) -> str:
         split: the config of one split, whose paths the tree shows.
         table: the missing file.
     """
+    if split.get("type") == "FolderDataset":
+        return (
+            f"{table} is missing: it lists your clips (columns name, split, video, and optionally audio, masks, ...: "
+            "dataloader/README.md). Write it, or set anno_csv of dataset.train, .val and .test."
+        )
     lines = []
     for key, below, remark in TREE[task]:
         path = str(Path(str(split.get(key, f"<{key}>")), below))

@@ -278,7 +278,9 @@ def _task(cfg: Config, path: Path, wanted: str | None) -> str:
                 f"dataset.{name}.type={split.get('type')!r} is not a data set: "
                 f"{suggestion(str(split.get('type')), list(DATASETS.module_dict))}"
             )
-        tasks[name] = found.task  # type: ignore[attr-defined]
+        tasks[name] = getattr(found, "task", None) or split.get("task")
+        if tasks[name] not in TASKS:
+            raise ConfigError(f"dataset.{name}.task={tasks[name]!r} is not a task: s4, ms3 or avss.")
     if len(set(tasks.values())) > 1:
         raise ConfigError(f"{path}: its splits belong to different tasks: {tasks}.")
     task = tasks["train"]

@@ -525,6 +525,7 @@ def test_killed_run_continues(tmp_path: Path, capsys: Capture) -> None:
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+    time.sleep(0.5)
     left = len(list(out.rglob("*.safetensors")))
     time.sleep(1)
     assert len(list(out.rglob("*.safetensors"))) == left < 18  # its processes ended with it

@@ -5,14 +5,13 @@ avs_scripts/*/dataloader.py, avs_scripts/avss/color_dataloader.py); which clip o
 told by the column `vid` of metadata.csv.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataloader.preflight import SPLITS, Fault
 from dataloader.semantic import SUBSETS, frames_of, read_classes
-from dataloader.tables import Row, component, read_table
+from dataloader.tables import Row, all_cells, component, read_table
 from dataloader.video import VIDEO_SUFFIXES, find_video
 from utils.avsbench import SOURCE as AVSBENCH
 from utils.errors import DataError
@@ -214,8 +213,9 @@ def _list_object(release: Release, out: Path) -> Listing:
     task = release.task
     columns = ("name", "start_second", "category", "split") if task == "s4" else ("video_id", "split")
     listing = Listing(columns)
-    full = _all_cells(release.table)
-    for row in read_table(release.table, _COLUMNS[task]):
+    rows = read_table(release.table, _COLUMNS[task])
+    full = all_cells(release.table)
+    for row in rows:
         try:
             name = component(row, "name")
             cells = {"name": name, "video_id": name, "split": _split(row)}
@@ -249,14 +249,15 @@ def _list_object(release: Release, out: Path) -> Listing:
 
 def _list_semantic(release: Release, out: Path, s4_table: Path | None) -> Listing:
     task = release.task
-    full = _all_cells(release.table)
+    rows = read_table(release.table, ("uid", "split", "label", *(() if task == "avss" else ("vid",))))
+    full = all_cells(release.table)
     header = tuple(next(iter(full.values()), {}))
     columns = {"s4": ("name", "start_second", "category", "split"), "ms3": ("video_id", "split")}.get(task, header)
     categories: dict[str, str] = {}
     if task == "s4" and s4_table is not None:
         categories = {row["name"]: component(row, "category") for row in read_table(s4_table, _COLUMNS["s4"])}
     listing = Listing(columns)
-    for row in read_table(release.table, ("uid", "split", "label", *(() if task == "avss" else ("vid",)))):
+    for row in rows:
         label = row["label"]
         if label != SUBSET_OF.get(task, label) or label not in SUBSETS:
             listing.skipped += label not in SUBSETS
@@ -325,18 +326,6 @@ def _video_in(folder: Path) -> Path | None:
     except OSError:
         files = []
     return files[0] if files else find_video(folder.parent, folder.name)
-
-
-def _all_cells(table: Path) -> dict[int, dict[str, str]]:
-    """All cells of a table by line, which `read_table` has found readable."""
-    read_table(table, ("split",))
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-        found = {}
-        for cells in reader:
-            found[reader.line_num] = {name: (cell or "").strip() for name, cell in cells.items() if name is not None}
-        return found
 
 
 def _refuse_repeated(listing: Listing) -> None:
