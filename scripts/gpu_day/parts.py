@@ -86,15 +86,17 @@ def python(*arguments: object) -> list[str]:
 
 
 def _tests(results: Path, *, dry: bool) -> Part:
-    target = results / "tests.xml"
-    chosen = ["tests/ops/test_parity.py", "tests/ops/test_registration.py"] if dry else ["tests/ops"]
-    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={target}"]
+    cuda = [] if dry else ["tests/ops/test_cuda.py"]  # compiles, which takes minutes on a CPU
+    chosen = {"gpu": ["-m", "gpu", "tests/ops" if dry else "tests"], "ops": [*cuda, "tests/ops/test_registration.py"]}
     return Part(
         "tests",
-        "Tests of the operators",
+        "Tests that need a GPU, and tests of the operators",
         7,
-        [python("-m", "pytest", *chosen, *options)],
-        lambda: tables.tests(target),
+        [
+            python("-m", "pytest", *words, "-q", "-p", "no:cacheprovider", f"--junitxml={results / name}.xml")
+            for name, words in chosen.items()
+        ],
+        lambda: tables.together(*(tables.tests(results / f"{name}.xml") for name in chosen)),
     )
 
 
