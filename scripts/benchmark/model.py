@@ -35,6 +35,7 @@ from rich.table import Table
 
 from scripts.benchmark.allocator import glibc_defaults, memory_kept
 from utils.errors import ConfigError, UserError
+from utils.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -439,22 +440,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for frames in options.frames:
                 if "model" in options.sections:
                     report[f"evaluation {frames} x {size}"] = benchmark.model(frames, size)
+                    save(options.json, report, benchmark)
                 if "training" in options.sections:
                     for labelled in sorted({frames, 1}, reverse=True):
                         report[f"training {frames} x {size}, {labelled} labelled"] = benchmark.training(
                             frames, size, labelled
                         )
+                        save(options.json, report, benchmark)
         for section in ("moe", "metrics", "loading", "shared"):
             if section in options.sections:
                 report[section] = getattr(benchmark, section)(options.size[0])
+                save(options.json, report, benchmark)
         if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({**report, "records": benchmark.records}, indent=1) + "\n")
             console.print(f"every number: {options.json}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def save(path: Path | None, report: Result, benchmark: Benchmark) -> None:
+    """Write all numbers so far, where a file is given; a run that is cut leaves those of the sections before."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**report, "records": benchmark.records}, indent=1) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def listed_machine(found: Mapping[str, Any]) -> str:

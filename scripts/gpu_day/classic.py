@@ -8,6 +8,7 @@ Without a GPU (--device cpu) the op's definition stands in for its kernel.
 
 import argparse
 import contextlib
+import functools
 import json
 import statistics
 from collections.abc import Callable, Iterator
@@ -32,13 +33,18 @@ def classic_attention(
     weights = logits.float().flatten(-2).softmax(-1).view_as(logits)
     locations = sampling_locations(reference_points[None, :, None], offsets.float(), shapes)
     inputs = [tensor.float().contiguous() for tensor in (value, locations, weights)]
-    if value.device.type == "cuda":
+    kernel = _kernel(tuple(shapes), value.device.type)
+    return kernel(*inputs).to(value.dtype)
+
+
+@functools.cache
+def _kernel(shapes: Shapes, device: str) -> Callable[..., Tensor]:
+    """(value, locations, weights) -> output; made once, since it copies the shapes to the card."""
+    if device == "cuda":
         from scripts.benchmark.ops import Classic
 
-        out = Classic(shapes)(*inputs)
-    else:
-        out = ms_deform_attn_torch(inputs[0], shapes, *inputs[1:])
-    return out.to(value.dtype)
+        return Classic(shapes)
+    return lambda value, locations, weights: ms_deform_attn_torch(value, shapes, locations, weights)
 
 
 @contextlib.contextmanager

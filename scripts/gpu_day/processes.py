@@ -49,7 +49,8 @@ def work(rank: int, options: argparse.Namespace, port: int) -> None:
         torch.cuda.set_device(device)
     dist.init_process_group(options.backend, rank=rank, world_size=world)
     try:
-        found = compare(rank, world, options, device)
+        with tasks.precision("32", device):
+            found = compare(rank, world, options, device)
         if rank == 0:
             print(json.dumps(found, indent=1))
             options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -139,6 +139,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not (Path(sys.prefix) / ".modat-requirements").exists(), reason="not the launchers' environment")
 def test_a_preempted_job_of_two_processes_is_queued_again_and_ends_with_the_same_weights(
     cluster: Cluster, tmp_path: Path
