@@ -62,7 +62,11 @@ def main() -> int:
     adopt_orphans()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, stop)
-    day.run()
+    try:
+        day.run()
+    except StopRequested as stopped:
+        print(f"stopped by signal {stopped.signal_number}; what was done: {out / 'report.md'}", file=sys.stderr)
+        return 128 + stopped.signal_number
     print(f"report: {out / 'report.md'}")
     return 0 if all(entry["state"] in ("done", "skipped") for entry in day.entries) else 1
 
@@ -104,6 +108,7 @@ class Day:
     def run(self) -> None:
         """All parts; a signal ends the one under way, and the report says so."""
         from scripts.gpu_day.report import machine, write
+        from scripts.gpu_day.tables import end_of
 
         self.report |= {"machine": machine(), "parts": self.entries}
         write(self.out, self.report)
@@ -121,7 +126,7 @@ class Day:
         finally:
             for entry in self.entries:
                 if entry["state"] == "running":
-                    entry["state"] = "interrupted"
+                    entry |= {"state": "interrupted", "summary": end_of(self.out / "logs" / f"{entry['name']}.log", 40)}
             write(self.out, self.report)
 
     def _run(self, part: Any, entry: dict[str, Any]) -> None:

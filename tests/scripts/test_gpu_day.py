@@ -135,6 +135,7 @@ def test_a_signal_leaves_what_was_done(
 
     def run_limited(command: list[str], *arguments: Any, **more: Any) -> Any:
         if command[-1] == "stop":
+            arguments[0].write_text("half of it")
             gpu_day.stop(15, None)
         return real(command, *arguments, **more)
 
@@ -144,6 +145,7 @@ def test_a_signal_leaves_what_was_done(
     written = json.loads((tmp_path / "report.json").read_text())
     assert [entry["state"] for entry in written["parts"]] == ["done", "interrupted", "waiting"]
     assert "ended early (StopRequested: stopped by signal 15)" in written["state"] and "kept" in str(written["parts"])
+    assert "half of it" in (tmp_path / "report.md").read_text()
 
 
 class Parsed(Exception):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ import torch
 
 from scripts.engine.fabric import build_fabric
 from scripts.engine.resume import LAST, read_checkpoint
+from scripts.engine.run import Run
 from tests.runs import ROOT, environment, make_data, write_config
 from utils.config import ProcessConfig
 from utils.errors import ConfigError
+from utils.runtime import StopRequested
 
 FILES = sorted((ROOT / "scripts/slurm").glob("*.sbatch"))
 
@@ -176,6 +179,16 @@ def test_a_preempted_job_of_two_processes_is_queued_again_and_ends_with_the_same
         assert torch.equal(tensor, found["state_dict"][name]), name
     logs = [(config.parent / "work_dir/tiny/metrics.csv").read_text() for config in (straight, stopped)]
     assert logs[0] == logs[1]
+
+
+def test_no_process_ends_before_the_first_has_written_the_state(tmp_path: Path) -> None:
+    """srun ends all tasks when one fails, and a stopped one counts as failed."""
+    waited: list[str] = []
+    run = object.__new__(Run)
+    run.folder, run.fabric = tmp_path, SimpleNamespace(barrier=lambda: waited.append("here"))  # type: ignore[assignment]
+    with pytest.raises(StopRequested) as stopped:
+        run._stop(signal.SIGUSR1)
+    assert waited == ["here"] and stopped.value.saved == tmp_path / LAST
 
 
 @pytest.mark.parametrize(
