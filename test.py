@@ -49,6 +49,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--oracle", action="store_true", help="score, instead of weights, the masks of all objects, sounding or not"
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="also draw which pixels go to which expert, and the queries' attention"
+    )
     options = parser.parse_intermixed_args(arguments)
     options.overrides = [word for word in options.rest if "=" in word]
     checkpoints = [word for word in options.rest if "=" not in word]
@@ -56,6 +59,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("give one CHECKPOINT" if not options.oracle else "--oracle scores no CHECKPOINT: leave it out")
     if options.oracle and options.audio != "real":
         parser.error("--oracle uses no sound: leave --audio out")
+    if options.explain and (options.oracle or options.robust):
+        parser.error("--explain looks into the model on the clips' own sound: leave --oracle and --robust out")
     if options.robust and (options.oracle or options.save_masks or options.audio != "real"):
         parser.error("--robust chooses the sounds and writes scores: leave --oracle, --audio and --save-masks out")
     options.checkpoint = checkpoints[0] if checkpoints else None
@@ -73,14 +78,15 @@ def main() -> int:
 
     from dataloader import build_dataset
     from dataloader.audio_ablation import ReplacedSound
+    from scripts.engine.explain import explain
     from scripts.engine.testing import (
         EverythingOracle,
-        Predictor,
         origin_of_scores,
         results_table,
         score,
         write_results,
     )
+    from scripts.engine.trackers import show_in_tensorboard
     from utils.config import load_config
     from utils.files import explain_write_error
 
@@ -89,7 +95,7 @@ def main() -> int:
     folder = Path(cfg.process.work_dir) / config.stem
     split_cfg, where = split_config(cfg, options.split)
     dataset = build_dataset(split_cfg, where=where)
-    predictor: Predictor = EverythingOracle(split_cfg, where) if checkpoint is None else load_predictor(cfg, checkpoint)
+    predictor: Any = EverythingOracle(split_cfg, where) if checkpoint is None else load_predictor(cfg, checkpoint)
     now = origin_of_scores(dataset, options.split, checkpoint)
     kind = "oracle" if checkpoint is None else options.audio
     title = options.split if kind == "real" else f"{options.split}_{kind}"
@@ -118,6 +124,8 @@ def main() -> int:
         }
         target = folder / f"{title}_metrics.json"
         write_results(target, header, scores)
+        pictures = explain(predictor, dataset, folder, title) if options.explain else []
+        show_in_tensorboard(folder, title)
     except OSError as error:
         explained = explain_write_error(error, folder)
         if explained is None:
@@ -125,6 +133,8 @@ def main() -> int:
         raise explained from error
     Console().print(results_table(scores, f"{cfg.task}, {options.split} ({len(dataset)} clips), {kind}"))
     print(f"written: {target}, {folder / 'images' / title}.png")
+    for picture in pictures:
+        print(f"written: {picture}")
     if options.save_masks:
         print(f"masks: {folder / 'masks' / title}")
     return 0

@@ -15,6 +15,7 @@ usage: bash test.sh TASK CONFIG CHECKPOINT [options] [key=value ...]
   --audio A     real (default), silence, noise, or shuffled: each clip with the audio of another clip
   --robust      score with the clips' own audio, silence, noise and the audio of clips of another group, of which nothing
                 is visible: mIoU, F, share of painted pixels, and their balance, G-mIoU and G-F
+  --explain     also draw which pixels go to which expert, and what the queries attend to
   --save-masks  write the predicted masks in the layout of AVSBench
   --oracle      score the masks of all objects, sounding or not, instead of CHECKPOINT (stamps data)
   key=value     any key of the config

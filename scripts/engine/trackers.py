@@ -13,11 +13,14 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from scripts.engine.plots import read_rows
 from utils.errors import ConfigError
 from utils.files import write_atomically
 from utils.optional import import_optional
 
 PROJECT = "modat"
+PICTURES = ("", "_extremes", "_classes", "_experts", "_attention")
+"""Ends of the names of a test's pictures."""
 ID_FILE = "tracker_run.txt"
 """In a run's folder: the name of the run at the service, so that a resumed run goes on with it."""
 
@@ -140,3 +143,22 @@ def open_tracker(
     if name == "tensorboard":
         return TensorBoard(folder / "tensorboard", purge_step)
     return Service(name, folder, config, resume=resume)
+
+
+def show_in_tensorboard(folder: Path, title: str) -> None:
+    """Add the pictures of a test to a run's TensorBoard, at the last step of its log; nothing where it has none.
+
+    Args:
+        folder: of the run.
+        title: of the test: the pictures are `images/{title}.png` and `images/{title}_*.png`.
+    """
+    if not (folder / "tensorboard").is_dir():
+        return
+    log = folder / "metrics.csv"
+    steps = [row["step"] for row in read_rows(log) if "step" in row] if log.is_file() else []
+    board = TensorBoard(folder / "tensorboard")
+    for kind in PICTURES:
+        path = folder / "images" / f"{title}{kind}.png"
+        if path.is_file():
+            board.image(f"{title}/{kind.removeprefix('_') or 'clips'}", path, int(max(steps, default=0)))
+    board.close()
