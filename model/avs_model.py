@@ -57,6 +57,7 @@ class AVSModel(nn.Module):
         *,
         embedding: Tensor | None = None,
         features: list[Tensor] | None = None,
+        real_indices: Tensor | None = None,
     ) -> ModelOutput:
         """Segment the sounding objects of each frame.
 
@@ -68,6 +69,8 @@ class AVSModel(nn.Module):
                 in evaluation; None for all. Queries are decoded for these frames only.
             embedding: precomputed output of `audio_encoder`, (N, D) or (N, A, D).
             features: precomputed outputs of `backbone`, (N, channels[l], H_l, W_l) each.
+            real_indices: frames that are not padded, which `flagged_indices(frame_mask)` finds before the flag is moved
+                to a GPU: the backbone leaves the others out. None: all frames go through it.
 
         Returns:
             ModelOutput of the A frames.
@@ -81,10 +84,12 @@ class AVSModel(nn.Module):
             log_mel, frames = log_mel[frame_indices], frames[frame_indices]
             embedding, frame_mask = (x if x is None else x[frame_indices] for x in (embedding, frame_mask))
             features = None if features is None else [x[frame_indices] for x in features]
-            frame_indices = None
+            frame_indices = real_indices = None
         if embedding is None:
             embedding = self.audio_encoder(log_mel)
-        features = self._features(frames, frame_mask) if features is None else _mask_frames(features, frame_mask)
+        features = (
+            self._features(frames, frame_mask, real_indices) if features is None else _mask_frames(features, frame_mask)
+        )
         if self.neck is not None:
             features = self.neck(features[0], tuple(frames.shape[-2:]))
         if self.audio_norm is not None:
@@ -102,14 +107,13 @@ class AVSModel(nn.Module):
         """Whether frames influence each other, by the head's blocks or by batch statistics."""
         return any(norm.training for norm in self._batch_norms) or getattr(self.head, "couples_frames", True)
 
-    def _features(self, frames: Tensor, frame_mask: Tensor | None) -> list[Tensor]:
-        """The backbone's maps (N, channels[l], H_l, W_l), zero for padded frames, which the backbone skips."""
+    def _features(self, frames: Tensor, frame_mask: Tensor | None, real_indices: Tensor | None) -> list[Tensor]:
+        """The backbone's maps (N, channels[l], H_l, W_l), zero for padded frames."""
         # Batch statistics are those of all frames, as published; a compiled graph has a fixed number of frames.
-        skip = not torch.compiler.is_compiling() and not any(norm.training for norm in self._batch_norms)
-        unpadded = flagged_indices(frame_mask) if skip else None
-        if unpadded is None:
+        whole = torch.compiler.is_compiling() or any(norm.training for norm in self._batch_norms)
+        if whole or real_indices is None:
             return _mask_frames(self.backbone(frames), frame_mask)
-        return [scatter_rows(x, unpadded, len(frames)) for x in self.backbone(frames[unpadded])]
+        return [scatter_rows(x, real_indices, len(frames)) for x in self.backbone(frames[real_indices])]
 
     def freeze_backbone(self, freeze: bool = True) -> None:
         """Freeze the image backbone with its BatchNorm statistics, or with `freeze=False` train it again."""

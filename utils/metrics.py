@@ -46,7 +46,7 @@ def frame_f_curves(probability: Tensor, target: Tensor) -> Tensor:
     bucket = _thresholds_reached(probability.flatten(), thresholds).view(n, -1)  # (N, H*W), 0..255
     rows = torch.arange(n, device=bucket.device, dtype=bucket.dtype)[:, None]
     index = (rows * 2 + target.flatten(1)) * bins + bucket
-    histogram = torch.bincount(index.flatten(), minlength=n * 2 * bins).view(n, 2, bins)  # background, object
+    histogram = _counts(index, n * 2 * bins).view(n, 2, bins)  # background, object
     reached = histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:].double()  # pixels whose probability >= threshold
     true_positive, predicted = reached[:, 1], reached.sum(1)
     objects = histogram[:, 1].sum(-1, keepdim=True).double()
@@ -54,16 +54,27 @@ def frame_f_curves(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def _thresholds_reached(probability: Tensor, thresholds: Tensor) -> Tensor:
-    """Number of thresholds up to each of (P,) probabilities, int32, 0 for NaN: searchsorted by a lookup table.
+    """Number of thresholds up to each of (P,) probabilities, int32, 0 for NaN: bucketize, on a CPU by a table.
 
     [0, 1] is divided into 65,536 cells; a probability's cell is exact in float32, and only probabilities in the few
     cells that contain a threshold are compared with it.
     """
+    if probability.device.type != "cpu":  # which probabilities to compare would have to be read from the device
+        return torch.bucketize(probability.nan_to_num(-1.0), thresholds, right=True, out_int32=True)
     cell = (probability.nan_to_num(-1 / CELLS) * CELLS).to(torch.int32) + 1
     reached = _cell_table(thresholds.device).index_select(0, cell)
     unsure = (reached < 0).nonzero().squeeze(1)
     reached[unsure] = torch.bucketize(probability[unsure], thresholds, right=True, out_int32=True)
     return reached
+
+
+def _counts(index: Tensor, bins: int) -> Tensor:
+    """How often each of 0 to bins - 1 occurs in `index`: (bins,) int64."""
+    index = index.flatten()
+    if index.device.type == "cpu":
+        return torch.bincount(index, minlength=bins)
+    # bincount would read the largest index from the device.
+    return index.new_zeros(bins, dtype=torch.int64).scatter_add_(0, index.long(), torch.ones_like(index).long())
 
 
 @lru_cache(maxsize=8)
@@ -161,11 +172,11 @@ class FScore(Metric):
                 frames are one batch.
         """
         if batch_index is None:
-            index = torch.full((len(logits),), -1, device=logits.device)  # -1: not merged with others
+            index = torch.full((len(logits),), -1)  # -1: not merged with others
+        elif tuple(batch_index.shape) == (len(logits),):
+            index = batch_index
         else:
-            if tuple(batch_index.shape) != (len(logits),):
-                raise ValueError(f"batch_index of shape {tuple(batch_index.shape)} does not fit {len(logits)} frames")
-            index = batch_index.to(logits.device)
+            raise ValueError(f"batch_index of shape {tuple(batch_index.shape)} does not fit {len(logits)} frames")
         if frame_flag is not None:
             index = index[frame_flag.to(index.device) != 0]
         logits, target = _binary(logits, target, frame_flag)
@@ -173,7 +184,7 @@ class FScore(Metric):
             return
         curves = frame_f_curves(logits.float().sigmoid(), target)
         with_object = target.flatten(1).any(1).double()
-        numbers, row = index.unique(return_inverse=True)
+        numbers, row = (x.to(curves.device, non_blocking=True) for x in index.unique(return_inverse=True))
         block = curves.new_zeros(len(numbers), 2 + NUM_THRESHOLDS)
         block[:, 0] = numbers
         block[:, 1:].index_add_(0, row, torch.cat([with_object[:, None], curves * with_object[:, None]], 1))
@@ -240,24 +251,20 @@ class SemanticScores(Metric):
         """
         if logits.ndim != 4 or logits.shape[1] != self.num_classes:
             raise ValueError(f"logits of shape {tuple(logits.shape)}, expected (N, {self.num_classes}, H, W)")
-        logits, target = _flagged(logits, target, frame_flag)
+        logits, target = _flagged(logits, target, frame_flag, classes=self.num_classes)
         n, k = logits.shape[:2]
         if n == 0:
             return
         first = torch.arange(n, device=logits.device)[:, None] * k
         label = target.long().flatten(1)
-        if int(label.min()) < 0 or int(label.max()) >= k:
-            raise ValueError(
-                f"labels are from {int(label.min())} to {int(label.max())}, but classes are from 0 to {k - 1}"
-            )
         # max gives the indices of argmax, three times as fast on a CPU
         predicted = first + logits.max(1).indices.flatten(1)  # (N, H*W): frame * K + class
         label = first + label
 
         def pixels(index: Tensor) -> Tensor:
-            return torch.bincount(index.flatten(), minlength=n * k).view(n, k).double()
+            return _counts(index, n * k + 1)[:-1].view(n, k).double()
 
-        intersection = pixels(label[predicted == label])
+        intersection = pixels(torch.where(predicted == label, label, n * k))
         in_prediction, in_label = pixels(predicted), pixels(label)
         union = in_prediction + in_label - intersection
         self.iou_sum += (intersection / union).nan_to_num(0.0).sum(0)
@@ -288,20 +295,30 @@ class SemanticScores(Metric):
         }
 
 
-def _flagged(logits: Tensor, target: Tensor, frame_flag: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits and target of the counted frames, after checking that their shapes and the flag's match."""
+def _flagged(
+    logits: Tensor, target: Tensor, frame_flag: Tensor | None, classes: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and target of the counted frames, after checking shapes and, with `classes`, labels.
+
+    Flags and targets on the CPU are read there, so that nothing waits for the logits' device.
+    """
     if target.ndim == 4 and target.shape[1] == 1:
         target = target.squeeze(1)
     if target.shape != (len(logits), *logits.shape[2:]):
         raise ValueError(f"target of shape {tuple(target.shape)} does not fit logits {tuple(logits.shape)}")
-    target = target.to(logits.device)
     logits = logits.detach()
-    if frame_flag is None:
-        return logits, target
-    if frame_flag.shape != (len(logits),):
-        raise ValueError(f"frame_flag of shape {tuple(frame_flag.shape)} does not fit {len(logits)} frames")
-    counted = frame_flag.to(logits.device) != 0
-    return logits[counted], target[counted]
+    if frame_flag is not None:
+        if frame_flag.shape != (len(logits),):
+            raise ValueError(f"frame_flag of shape {tuple(frame_flag.shape)} does not fit {len(logits)} frames")
+        counted = frame_flag.nonzero().squeeze(1)
+        if len(counted) < len(logits):
+            target = target[counted.to(target.device)]
+            logits = logits[counted.to(logits.device, non_blocking=True)]
+    if classes is not None and target.numel():
+        lowest, highest = (int(label) for label in target.aminmax())
+        if lowest < 0 or highest >= classes:
+            raise ValueError(f"labels are from {lowest} to {highest}, but classes are from 0 to {classes - 1}")
+    return logits, target.to(logits.device, non_blocking=True)
 
 
 def _binary(logits: Tensor, target: Tensor, frame_flag: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -386,11 +403,11 @@ class DatasetScores(Metric):
         label = (target != 0).long() if logits.shape[1] == 1 else target.long()
         predicted = _predicted(logits)
         for total, index in (
-            (self.intersection, label[predicted == label]),
+            (self.intersection, torch.where(predicted == label, label, self.num_classes)),
             (self.in_prediction, predicted),
             (self.in_label, label),
         ):
-            total += torch.bincount(index.flatten(), minlength=self.num_classes)
+            total += _counts(index, self.num_classes + 1)[:-1]
 
     def compute(self) -> dict[str, Tensor]:
         """`miou_dataset` (J), `f_dataset` (F) and `jf_dataset`, their mean: scalars in [0, 1]; NaN without frames."""

@@ -3,7 +3,7 @@
 Notation: B clips per batch and process, T frames per clip, N = B * T.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -140,15 +140,17 @@ def predictor(model: nn.Module, device: torch.device, known: KnownFeatures | Non
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch on a device, with the indices of its labelled and of its real frames (None: all).
 
-    The indices are found first, on the CPU, where that needs no synchronisation.
+    The indices are found first, on the CPU, where that needs no synchronisation. `label_mask` is the labels' flag (N,)
+    if no frame has a label, else None: labelled frames are selected by index.
     """
     indices = {
         name: flagged_indices(batch[flag].flatten())
         for name, flag in (("labelled_indices", "gt_temporal_mask_flag"), ("real_indices", "vid_temporal_mask_flag"))
     }
+    labelled = batch["gt_temporal_mask_flag"].flatten()
+    found = {**batch, **indices, "label_mask": None if labelled.any() else labelled}
     return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for key, value in {**batch, **indices}.items()
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in found.items()
     }
 
 
@@ -156,22 +158,22 @@ def forward(
     model: nn.Module, batch: Batch, frame_indices: Tensor | None, known: KnownFeatures | None = None
 ) -> ModelOutput:
     """The model's output for a batch of clips, for the frames (A,) whose masks are needed; None: all."""
-    padded = batch["real_indices"] is not None
+    real = batch["real_indices"]
     output: ModelOutput = model(
         batch["log_mel"].flatten(0, 1),
         batch["frames"].flatten(0, 1),
-        batch["vid_temporal_mask_flag"].flatten() if padded else None,
+        None if real is None else batch["vid_temporal_mask_flag"].flatten(),
         frame_indices,
+        real_indices=real,
         **(known(batch) if known is not None else {}),
     )
     return output
 
 
-def targets(batch: Batch, frame_indices: Tensor | None) -> Iterator[Tensor]:
-    """Masks (A, H, W) and label flag (A,) of some frames of a batch; None: all."""
-    for key in ("masks", "gt_temporal_mask_flag"):
-        value = batch[key].flatten(0, 1)
-        yield value if frame_indices is None else value[frame_indices]
+def targets(batch: Batch, frame_indices: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Masks (A, H, W) of the labelled frames of a batch, and the criterion's `label_mask`."""
+    masks = batch["masks"].flatten(0, 1)
+    return masks if frame_indices is None else masks[frame_indices], batch["label_mask"]
 
 
 def evaluates(process: Mapping[str, Any], epoch: int) -> bool:

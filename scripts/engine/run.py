@@ -34,7 +34,7 @@ from scripts.engine.feature_cache import FrozenFeatures, KnownFeatures
 from scripts.engine.folder import check_choice, empty, open_log, prepare_folder, quiet_lightning, refuse_broken_data
 from scripts.engine.logging import RunLog
 from scripts.engine.loop import Batch, Losses, evaluate, evaluates, predictor, train_one_epoch
-from scripts.engine.nonfinite import stop_if_not_finite
+from scripts.engine.nonfinite import FiniteCheck
 from scripts.engine.optimizer import build_optimizer, check_gradient_limit
 from scripts.engine.plots import GRADIENT_NORM
 from scripts.engine.progress import TrainingProgress
@@ -248,6 +248,7 @@ class Run:
         torch.autograd.set_detect_anomaly(bool(process.detect_anomaly))
         if process.compile:
             self.model.compile()
+        self.finite = FiniteCheck(self.folder, fabric)
         self.metrics.to(fabric.device)
         self.criterion.to(fabric.device)
         # Frozen parameters are in the optimizer from the start: without a gradient they neither move nor decay.
@@ -338,11 +339,12 @@ class Run:
             process=self.process,
             schedule=schedule if self.schedule_interval == "step" else None,
             known=self.known,
-            on_loss=partial(stop_if_not_finite, position=position, folder=self.folder, fabric=self.fabric),
+            on_loss=partial(self.finite.add, position=position),
             on_batch=lambda *given: self._after_batch(*given, batches=len(loader)),
         )
         if schedule is not None and self.schedule_interval == "epoch":
             schedule.step()
+        self.finite.finish()
         position.epoch, position.batch = position.epoch + 1, 0
 
     def _finish_epoch(self, loader: DataLoader[Batch]) -> None:
@@ -436,6 +438,7 @@ class Run:
         raise StopRequested(number, self.folder / LAST)
 
     def _save(self) -> None:
+        self.finite.finish()
         weights, optimizer = full_states(self.fabric, self.wrapped, self.optimizer)
         checkpoint = {
             "state_dict": weights,

@@ -85,7 +85,7 @@ def test_the_backbone_skips_padded_frames(name: str, training: bool) -> None:
     for features in (None, network.backbone(frames)):
         torch.manual_seed(1)
         network.zero_grad(set_to_none=True)
-        out = network(log_mel, frames, flag, features=features)
+        out = network(log_mel, frames, flag, features=features, real_indices=flagged_indices(flag))
         (out.logits.square().mean() + out.aux_loss).backward()
         found.append((*out, *(parameter.grad for parameter in network.backbone.parameters())))
     assert counted == [6, 6 if training and name == "four levels" else 3]  # which has batch normalisation

@@ -1,0 +1,169 @@
+"""How often the host waits for a device in a step of training and of evaluation."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from model import build_model
+from model.criterion import SegmentationLoss
+from model.set_criterion import MaskClassificationLoss
+from scripts.engine.loop import evaluate, predictor, train_one_epoch
+from scripts.engine.nonfinite import FiniteCheck, NonFiniteLossError
+from scripts.engine.resume import Position
+from scripts.engine.task_metrics import TaskMetrics
+from tests.pretend_device import DEVICE, OnDevice, PretendDevice, move
+from tests.support import VARIANTS, example, tiny
+
+CLIPS, FRAMES = 2, 3
+
+
+@contextlib.contextmanager
+def no_grad(mode: bool = True) -> Iterator[None]:
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not mode):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast knows no such device, inference mode no such tensor."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "inference_mode", no_grad)
+
+
+def batch(num_classes: int, padded: bool = False) -> dict[str, Any]:
+    log_mel, frames = example(CLIPS * FRAMES)
+    draw = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, max(2, num_classes), (CLIPS, FRAMES, *frames.shape[2:]), generator=draw)
+    real = torch.tensor([[1.0, 1, 1], [1, 1, 0]]) if padded else torch.ones(CLIPS, FRAMES)
+    return {
+        "log_mel": log_mel.unflatten(0, (CLIPS, FRAMES)),
+        "frames": frames.unflatten(0, (CLIPS, FRAMES)),
+        "masks": masks.to(torch.uint8),
+        "gt_temporal_mask_flag": torch.tensor([[1.0, 0, 0], [1, 0, 0]]) if padded else torch.ones(CLIPS, FRAMES),
+        "vid_temporal_mask_flag": real,
+        "name": ["a", "b"],
+    }
+
+
+class Loader(list[dict[str, Any]]):
+    batch_sampler = SimpleNamespace(batch_size=CLIPS)
+
+
+class StubFabric:
+    """What the loop asks of Fabric, without moving anything."""
+
+    device = DEVICE
+    global_rank = 0
+
+    def no_backward_sync(self, *_: Any, **__: Any) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip_gradients(self, model: Any, optimizer: Any, max_norm: float, error_if_nonfinite: bool) -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm, error_if_nonfinite=error_if_nonfinite)
+
+
+def train(name: str, num_classes: int, padded: bool) -> PretendDevice:
+    """Two training steps."""
+    torch.manual_seed(0)
+    model: Any = build_model(tiny(VARIANTS[name], num_classes=num_classes))
+    kind = MaskClassificationLoss if "classification" in name else SegmentationLoss
+    with PretendDevice() as device:
+        move(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        train_one_epoch(
+            model,
+            move(kind(num_classes)),
+            Loader([batch(num_classes, padded)] * 2),  # type: ignore[arg-type]
+            optimizer,
+            fabric=StubFabric(),  # type: ignore[arg-type]
+            position=Position(),
+            process={"seed": 0, "accumulate": 1, "clip_grad_norm": 1.0},
+            on_loss=lambda *_: None,
+            on_batch=lambda *_: None,
+        )
+    assert all(parameter.grad is None for parameter in model.parameters())
+    return device
+
+
+def test_the_device_counts_what_a_gpu_would_wait_for() -> None:
+    x = OnDevice(torch.tensor([1.0, 0, 2]))
+    with PretendDevice() as device:
+        assert not device.waits and (x + 1).device == DEVICE
+        for read in (
+            lambda: x.sum().item(),
+            lambda: x[x > 0],
+            lambda: x.nonzero(),
+            lambda: bool(x[0]),
+            lambda: x.cpu(),
+        ):
+            before = sum(device.waits.values())
+            read()
+            assert sum(device.waits.values()) == before + 1
+        free = torch.ones(3).to(DEVICE) + torch.zeros(3, device=DEVICE)
+        assert isinstance(free, OnDevice) and torch.ones(3).sum().item() == 3
+        with pytest.raises(RuntimeError, match="two devices"):
+            x.add_(torch.ones(3))
+    assert sum(device.waits.values()) == 5
+
+
+STEPS = [("modat", False), ("modat", True), ("temporal", True), ("mixer", True), ("visual queries", False)]
+
+
+@pytest.mark.parametrize(("name", "padded"), STEPS)
+def test_a_training_step_does_not_wait(name: str, padded: bool) -> None:
+    assert not train(name, 1, padded).waits
+
+
+def test_a_semantic_training_step_does_not_wait() -> None:
+    assert not train("modat", 3, padded=True).waits
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_matching_waits_for_its_costs(num_classes: int) -> None:
+    waits = train("mask classification, every layer", num_classes, padded=True).waits
+    assert sum(waits.values()) == (2 if num_classes == 1 else 4), waits  # of two steps
+    assert all("matching.py" in place for _, place in waits)
+
+
+@pytest.mark.parametrize(("task", "num_classes"), [("ms3", 1), ("avss", 3)])
+def test_evaluation_waits_for_its_scores_alone(task: str, num_classes: int) -> None:
+    torch.manual_seed(0)
+    model = build_model(tiny({}, num_classes=num_classes))
+    metrics = TaskMetrics(task, num_classes)
+    with PretendDevice():
+        move(model)
+        move(metrics)
+    counts = []
+    for batches in (1, 3):
+        with PretendDevice() as device:
+            loader: Any = Loader([batch(num_classes, padded=True)] * batches)
+            evaluate(predictor(model, DEVICE), loader, metrics)
+        counts.append(sum(device.waits.values()))
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_late_check_names_the_step_that_broke_before_anything_is_saved(tmp_path: Path) -> None:
+    check = FiniteCheck(tmp_path, Fabric(accelerator="cpu", devices=1), late=True)
+    broken = {"total": torch.tensor(torch.nan), "mask_loss": torch.tensor(2.0)}
+    check.add({"total": torch.tensor(1.0), "mask_loss": torch.tensor(1.0)}, {"name": ["first"]}, Position(step=3))
+    check.add(broken, {"name": ["second", "third"]}, Position(step=4))
+    with pytest.raises(NonFiniteLossError, match=r"step 4 .*total nan, mask_loss 2\.0; clips second, third"):
+        check.finish()
+    assert json.loads((tmp_path / "nonfinite.json").read_text())["clips"] == ["second", "third"]
+    check.finish()
+    check.add(broken, {"name": ["fourth"]}, Position(step=5))
+    with pytest.raises(NonFiniteLossError, match="step 5 "):
+        check.add(broken, {"name": ["fifth"]}, Position(step=6))
+    with pytest.raises(NonFiniteLossError, match="step 7 "):
+        FiniteCheck(tmp_path, check.fabric).add(broken, {"name": ["now"]}, Position(step=7))
