@@ -1,10 +1,11 @@
-"""Data sets in AVSBench's layouts; the loaders are in `dataloader.data_module`."""
+"""Data sets in AVSBench's layouts and of one's own; the loaders are in `dataloader.data_module`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from dataloader.base import AudioVisualDataset, Clip
 from dataloader.binary import MS3Dataset, S4Dataset
+from dataloader.folder import FolderDataset
 from dataloader.semantic import AVSSDataset
 from utils.registry import DATASETS, build
 
@@ -29,6 +30,7 @@ __all__ = [
     "AVSSDataset",
     "AudioVisualDataset",
     "Clip",
+    "FolderDataset",
     "MS3Dataset",
     "S4Dataset",
     "build_dataset",

@@ -5,7 +5,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -102,6 +101,8 @@ def read_video_sound(path: str | Path, count: int, *, start: float = 0.0) -> tup
         stream = _picture_track(container, path)
         first = next(iter(_decode(container, stream, path)), None)
         zero = first.time if first is not None and first.time is not None else 0.0
+    import av
+
     with _open(path) as container:
         if not container.streams.audio:
             raise DataError(f"the video {path} has no sound track: give its sound as a wave file.")
@@ -129,6 +130,8 @@ def read_video_sound(path: str | Path, count: int, *, start: float = 0.0) -> tup
 
 
 def _open(path: str | Path) -> Any:
+    import av  # FFmpeg's libraries, which only videos need
+
     path = Path(path)
     if not path.is_file():
         raise DataError(f"the video {path} is missing.")
@@ -142,6 +145,8 @@ def _open(path: str | Path) -> Any:
 
 
 def _picture_track(container: Any, path: str | Path) -> Any:
+    import av
+
     cover = getattr(av.stream.Disposition, "attached_pic", 0)
     for stream in container.streams.video:
         if stream.codec_context is not None and not stream.disposition & cover:
@@ -150,6 +155,8 @@ def _picture_track(container: Any, path: str | Path) -> Any:
 
 
 def _decode(container: Any, stream: Any, path: str | Path) -> Iterator[Any]:
+    import av
+
     try:
         yield from container.decode(stream)
     except av.FFmpegError as error:

@@ -3,6 +3,8 @@
 import csv
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from model import build_model
 from model.criterion import build_criterion
 from scripts.engine.task_metrics import TaskMetrics
 from tests import avsbench_release as made_up
+from tests.runs import ROOT
 from tests.support import tiny
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
@@ -339,6 +342,15 @@ def test_the_shipped_config(tmp_path: Path, own_videos: Path) -> None:
         load_config(path, ["dataset.train.task=s5"])
     with pytest.raises(DataError, match=r"mine\.csv is missing: it lists your clips"):
         ensure_data(load_config(path, [f"dataset.train.anno_csv={tmp_path / 'mine.csv'}"]), path)
+
+
+def test_its_name_is_known_to_configs_and_needs_no_ffmpeg() -> None:
+    code = (
+        "import sys; from utils.registry import DATASETS, lookup; "
+        "print(lookup(DATASETS, 'FolderDataset').__name__, 'av' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["FolderDataset", "False"]
 
 
 def test_videos_sound_is_read_at_its_rate(videos: Path) -> None:
