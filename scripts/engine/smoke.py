@@ -7,6 +7,7 @@ into a temporary folder, which is removed.
 """
 
 import importlib.metadata
+import inspect
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import ConfigDict
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -32,18 +34,23 @@ from model.pretrained import resolve_weights
 from ops import build
 from ops.library import has_kernel
 from scripts.data.stamps import drawn
-from scripts.engine.fabric import accelerator, processes
+from scripts.engine.fabric import accelerator, full_states, processes
 from scripts.engine.folder import quiet_lightning, refuse_broken_data
 from scripts.engine.loop import Batch, Losses
-from scripts.engine.resume import LAST, PREVIOUS, find_resumable, read_checkpoint
+from scripts.engine.resume import LAST, PREVIOUS, find_resumable
 from scripts.engine.run import Run
 from scripts.engine.task_metrics import BEST_FILES
 from utils.errors import ConfigError
+from utils.registry import DATASETS
 from utils.runtime import ROOT
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "mmengine", "numpy")
+DRAWN_FRAMES = 5
+"""Frames of a drawn clip of s4 or ms3."""
 CPU_FRAMES = 5
-"""Single frames per batch on a CPU, as many as a clip of s4 or ms3 has."""
+"""Single frames per batch on a CPU."""
+OWN_FILES = ("dir_audio_wav", "cache_dir", "sound_labels", "num_labelled_frames", "label_idx_path")
+"""Options of a split that are about its own files."""
 BYTES_PER_PARAMETER = 24
 """Of all checkpoints together, weights and AdamW's two moments."""
 SAME_SCORE = {"32": 1e-5, "bf16": 0.05, "16": 0.05}
@@ -71,10 +78,23 @@ class Seen:
 
 
 class TimedRun(Run):
-    """A run that notes the seconds and the loss of each training step, and the seconds of each validation."""
+    """A run that notes the seconds and the loss of each training step, and the seconds of each validation.
 
-    def __init__(self, cfg: Any, folder: Path, found: tuple[Path, dict[str, Any]] | None = None) -> None:
+    Args:
+        cfg: see Run.
+        folder: see Run.
+        found: see Run.
+        saves: False writes no checkpoints and no weights: full-size ones are gigabytes.
+    """
+
+    def __init__(
+        self, cfg: Any, folder: Path, found: tuple[Path, dict[str, Any]] | None = None, *, saves: bool = True
+    ) -> None:
         super().__init__(cfg, folder, found)
+        self.saves = saves
+        if not saves:
+            update = self.best.update
+            self.best.update = lambda *found, write: update(*found, write=False)  # type: ignore[method-assign]
         self.steps: list[tuple[float, float]] = []
         self.validations: list[float] = []
         self._since = 0.0
@@ -88,6 +108,10 @@ class TimedRun(Run):
         self.steps.append((_now() - self._since, loss))
         super()._after_batch(losses, *rest, **named)
         self._since = _now()
+
+    def _save(self) -> None:
+        if self.saves:
+            super()._save()
 
     def _finish_epoch(self, loader: DataLoader[Batch]) -> None:
         since = _now()
@@ -119,8 +143,8 @@ def smoke(cfg: Any, config: Path, console: Console | None = None) -> int:
         machine(seen)
         shrink(cfg, folder, seen)
         refuse_broken_data(cfg)
-        straight = _straight(cfg, folder, seen, console)
-        _resumed(cfg, folder, straight, seen, console)
+        losses = _straight(cfg, folder, seen, console)
+        _resumed(cfg, folder, losses, seen, console)
         _tested(cfg, config, folder, seen, console)
     seen.add("seconds in all", f"{time.perf_counter() - began:.0f}")
     table = Table(title=f"smoke run of {config.name}", title_justify="left", show_header=False)
@@ -184,16 +208,12 @@ def shrink(cfg: Any, folder: Path, seen: Seen) -> None:
     else:
         batch = min(wanted, 2 if mixes else 1)
     size = max(_image_size(cfg, split) for split in ("train", "val", "test"))
-    clips = (_clips(cfg.task, batch, single), 1, 1)
-    drawn.draw(folder / "data", [cfg.task], clips=clips, size=size)
-    fields = drawn.paths(folder / "data", cfg.task)
-    for split in ("train", "val", "test"):
-        cfg.dataset[split].update(fields)
-        for key in ("dir_audio_wav", "cache_dir", "sound_labels"):
-            cfg.dataset[split].pop(key, None)
+    drawn.draw(folder / "data", [cfg.task], clips=(_clips(cfg.task, batch, single), 1, 1), size=size)
+    _read_drawn(cfg, folder / "data")
+    train = cfg.dataset["train"]
     train["batch_size"] = batch
     cfg.pop("stamps", None)
-    unit = "frames" if single else "clips"
+    unit = ("frame" if single else "clip") + ("s" if batch > 1 else "")
     seen.add("batch", f"{batch} {unit} of {size} pixels" + (f" (the config's: {wanted})" if batch != wanted else ""))
     missing = list(without_missing(cfg.model))
     seen.add("pretrained weights", f"random for want of {', '.join(missing)}" if missing else "as the config says")
@@ -212,11 +232,29 @@ def without_missing(model: Any) -> Iterator[str]:
         yield f"{part}.{key}={value}"
 
 
+def _read_drawn(cfg: Any, data: Path) -> None:
+    """Let a config read drawn data instead of its own, of whatever type, with the options that both have."""
+    fields = drawn.paths(data, cfg.task)
+    known = inspect.signature(DATASETS.get(fields["type"]).__init__).parameters
+    for split, options in cfg.dataset.items():
+        kept = {key: value for key, value in options.items() if key in known and key not in OWN_FILES}
+        cfg.dataset[split] = ConfigDict({**kept, **fields})
+        if cfg.task != "avss":
+            cfg.dataset[split]["num_frames"] = min(options.get("num_frames") or DRAWN_FRAMES, DRAWN_FRAMES)
+    if cfg.task != "avss":
+        cfg.model["num_frames"] = cfg.dataset["train"]["num_frames"]
+        return
+    classes = cfg.dataset["train"].setdefault("num_classes", 71)
+    if classes <= drawn.KINDS:
+        raise ConfigError(f"--smoke draws {drawn.KINDS} kinds, and dataset.train.num_classes={classes} has no room.")
+    drawn.write_classes(data, classes)
+
+
 def _clips(task: str, batch: int, single_frames: bool) -> int:
     """Training clips that give one batch; single frames of ms3 come five to a clip."""
     if not single_frames:
         return batch
-    return math.ceil(batch / CPU_FRAMES) if task == "ms3" else batch
+    return math.ceil(batch / DRAWN_FRAMES) if task == "ms3" else batch
 
 
 def _image_size(cfg: Any, split: str) -> int:
@@ -226,8 +264,8 @@ def _image_size(cfg: Any, split: str) -> int:
     return max(map(int, options.get("img_size", (224, 224))))
 
 
-def _straight(cfg: Any, folder: Path, seen: Seen, console: Console) -> TimedRun:
-    """Train both epochs without a break."""
+def _straight(cfg: Any, folder: Path, seen: Seen, console: Console) -> list[float]:
+    """Train both epochs without a break; gives the losses of the steps."""
     run = TimedRun(cfg, folder / "runs" / "straight")
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     free = shutil.disk_usage(folder).free
@@ -251,23 +289,24 @@ def _straight(cfg: Any, folder: Path, seen: Seen, console: Console) -> TimedRun:
     )
     seen.add("peak memory", _peak())
     seen.add("checkpoint", f"{(run.folder / LAST).stat().st_size / 1e6:.0f} MB")
-    return run
+    return losses
 
 
-def _resumed(cfg: Any, folder: Path, straight: TimedRun, seen: Seen, console: Console) -> None:
-    """Train the second epoch again, from the checkpoint of the first, and compare."""
+def _resumed(cfg: Any, folder: Path, losses: list[float], seen: Seen, console: Console) -> None:
+    """Train the second epoch again, from the checkpoint of the first, and compare with the uninterrupted run's end."""
     console.print("resume")
-    target = folder / "runs" / "resumed"
+    straight, target = folder / "runs" / "straight", folder / "runs" / "resumed"
     target.mkdir()
-    (straight.folder / PREVIOUS).rename(target / LAST)
-    begun = read_checkpoint(target / LAST)["state_dict"]
-    run = TimedRun(cfg, target, find_resumable(target, console.print))
+    (straight / PREVIOUS).rename(target / LAST)
+    run = TimedRun(cfg, target, find_resumable(target, console.print), saves=False)
     run.fit(Console(quiet=True), title="smoke")
-    one, other = read_checkpoint(straight.folder / LAST), read_checkpoint(target / LAST)
-    same = _equal(one["state_dict"], other["state_dict"]) and _equal(
-        one["optimizer"]["state"], other["optimizer"]["state"]
+    weights, optimizer = full_states(run.fabric, run.wrapped, run.optimizer)
+    expected = torch.load(straight / LAST, map_location="cpu", weights_only=True, mmap=True)
+    same = (
+        _equal(expected["state_dict"], weights)
+        and _equal(expected["optimizer"], optimizer)
+        and expected["best"] == run.best.best
     )
-    same = same and one["best"] == other["best"]
     if accelerator() == "cpu":
         seen.check(
             "resume",
@@ -276,15 +315,18 @@ def _resumed(cfg: Any, folder: Path, straight: TimedRun, seen: Seen, console: Co
             "weights, optimizer or scores differ from the uninterrupted run's",
         )
         return
-    first, again = straight.steps[-1][1], run.steps[-1][1]
-    difference = _distance(one["state_dict"], other["state_dict"]) / max(_distance(one["state_dict"], begun), 1e-30)
-    text = (
+    first, again = losses[-1], run.steps[-1][1]
+    begun = torch.load(target / LAST, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    step = max(_distance(expected["state_dict"], begun), 1e-30)
+    difference = _distance(expected["state_dict"], weights) / step
+    seen.check(
+        "resume",
+        abs(first - again) <= SAME_LOSS * abs(first),
         "equal to the uninterrupted run, bit for bit"
         if same
-        else (f"loss {again:.6f} after {first:.6f}; weights differ by {difference:.1e} of the step (order of GPU sums)")
+        else f"loss {again:.6f} after {first:.6f}; weights differ by {difference:.1e} of the step (order of GPU sums)",
+        f"the repeated step has the loss {again:.6f}, and had {first:.6f}",
     )
-    right = abs(first - again) <= SAME_LOSS * abs(first)
-    seen.check("resume", right, text, f"the repeated step has the loss {again:.6f}, and had {first:.6f}")
 
 
 def _tested(cfg: Any, config: Path, folder: Path, seen: Seen, console: Console) -> None:
@@ -304,7 +346,8 @@ def _tested(cfg: Any, config: Path, folder: Path, seen: Seen, console: Console) 
         seen.check("test", False, "", lines[-1] if lines else f"test.py ended with status {done.returncode}")
         return
     found = float(json.loads(scores.read_text())["miou"])
-    expected = float(read_checkpoint(run / LAST)["best"][weights.name]["score"])
+    last = torch.load(run / LAST, map_location="cpu", weights_only=True, mmap=True)
+    expected = float(last["best"][weights.name]["score"])
     seen.check(
         "test",
         abs(found - expected) <= SAME_SCORE[cfg.process.precision],
@@ -332,12 +375,12 @@ def _now() -> float:
 def _equal(one: Any, other: Any) -> bool:
     """Whether two structures of tensors are the same."""
     if isinstance(one, Tensor):
-        return bool(torch.equal(one, other))
-    if isinstance(one, dict):
+        return bool(torch.equal(one, other.cpu()))
+    if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
     return bool(one == other)
 
 
 def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """Euclidean distance of two sets of weights."""
-    return math.sqrt(sum(float((one[key].double() - other[key].double()).square().sum()) for key in one))
+    return math.sqrt(sum(float((one[key].double() - other[key].cpu().double()).square().sum()) for key in one))

@@ -1,18 +1,20 @@
 """Small drawn data sets in AVSBench's layouts, for tests and for `train.sh --smoke`."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.data.stamps import layouts
-from scripts.data.stamps.library import drawn_library
+from scripts.data.stamps.library import class_names, drawn_library
 
 TYPES = {"s4": "S4Dataset", "ms3": "MS3Dataset", "avss": "AVSSDataset"}
 
+KINDS = 4
+"""Kinds of objects, class numbers 1 to 4."""
 
-def draw(
-    root: Path, tasks: Sequence[str], *, clips: Sequence[int], size: int, kinds: int = 4, sound_labels: bool = True
-) -> None:
+
+def draw(root: Path, tasks: Sequence[str], *, clips: Sequence[int], size: int, sound_labels: bool = True) -> None:
     """Draw data sets, in this process.
 
     Args:
@@ -20,11 +22,10 @@ def draw(
         tasks: some of 's4', 'ms3', 'avss'.
         clips: in train, val and test.
         size: height and width, pixels.
-        kinds: of objects.
         sound_labels: write `sound_labels.json`, for off-screen sounds.
     """
     seed = 0
-    library = drawn_library(kinds, seed=seed)
+    library = drawn_library(KINDS, seed=seed)
     names = [kind.name for kind in library.kinds]
     for task in tasks:
         orders = layouts.orders(task, clips, names, seed=seed)
@@ -33,6 +34,13 @@ def draw(
         if sound_labels:
             layouts.write_sound_labels(root, task, orders, names, unseen=(), seed=seed)
         layouts.write_tables(root, task, orders, names)
+
+
+def write_classes(root: Path, classes: int) -> None:
+    """Give drawn data of avss another number of classes, background included."""
+    names = tuple(kind.name for kind in drawn_library(KINDS, seed=0).kinds)
+    path = root / layouts.FOLDERS["avss"] / "label2idx.json"
+    layouts.write_atomically(path, json.dumps(class_names(names, classes)).encode())
 
 
 def paths(root: Path, task: str) -> dict[str, Any]:
