@@ -125,7 +125,7 @@ def _steps(results: Path, device: list[str], *, dry: bool) -> list[Part]:
         # TF32 is a mode of GPUs; and one dry part alone takes training steps, which are slow on a CPU.
         given = {"compiled": "bf16", "tf32": "32" if dry else "tf32"}.get(precision, precision)
         short = dry and precision != "32"
-        small: list[object] = ["--config", SMALL, "--frames", 1, "--size", 64, "--quick"]
+        small: list[object] = ["--config", SMALL, "--frames", 1 if short else 2, "--size", 64, "--quick"]
         arguments = [*(small if dry else ["--config", FULL]), "--precision", given, "--json", target]
         arguments += ["--sections", "model"] if short else ["--sections", "model", "training"]
         arguments += ["--compile"] if precision == "compiled" else []
