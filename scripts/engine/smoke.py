@@ -6,6 +6,7 @@ as the validation did. Nothing is read but the config and the pretrained weights
 into a temporary folder, which is removed.
 """
 
+import contextlib
 import importlib.metadata
 import inspect
 import json
@@ -14,6 +15,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,7 +44,7 @@ from scripts.engine.run import Run
 from scripts.engine.task_metrics import BEST_FILES
 from utils.errors import ConfigError
 from utils.registry import DATASETS
-from utils.runtime import ROOT
+from utils.runtime import ROOT, StopRequested
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "mmengine", "numpy")
 DRAWN_FRAMES = 5
@@ -132,12 +134,13 @@ def smoke(cfg: Any, config: Path, console: Console | None = None) -> int:
 
     Raises:
         ConfigError: several processes, or too little disk for the checkpoints.
+        StopRequested: a signal; nothing is left behind.
         UserError: as in training.
     """
     console = console or Console(soft_wrap=True, highlight=False, markup=False)
     quiet_lightning()
     began, seen = time.perf_counter(), Seen()
-    with tempfile.TemporaryDirectory(prefix="modat-smoke-") as name:
+    with _stoppable(), tempfile.TemporaryDirectory(prefix="modat-smoke-") as name:
         folder = Path(name)
         console.print(f"smoke: {config.name} on drawn data, in {folder}")
         machine(seen)
@@ -155,6 +158,22 @@ def smoke(cfg: Any, config: Path, console: Console | None = None) -> int:
         console.print(f"WRONG: {fault}")
     console.print("wrong: see above" if seen.faults else "all is well: this machine trains and tests this config")
     return 1 if seen.faults else 0
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception, so that the temporary folder is removed; nothing is left to resume."""
+
+    def stop(number: int, _: object) -> None:
+        raise StopRequested(number, None)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except StopRequested as error:
+        raise StopRequested(error.signal_number, None) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def machine(seen: Seen) -> None:

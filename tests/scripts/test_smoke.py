@@ -1,5 +1,7 @@
 """train.sh --smoke: a config's whole way on drawn data, and what it says where something is wrong."""
 
+import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +19,7 @@ from scripts.engine.smoke import Seen, shrink, smoke, without_missing
 from tests.runs import write_config
 from utils.config import check_classes, load_config
 from utils.errors import ConfigError
-from utils.runtime import shipped_configs
+from utils.runtime import StopRequested, shipped_configs
 
 
 def report(console: Console) -> str:
@@ -161,3 +163,14 @@ def test_no_room_or_several_processes_is_a_sentence(tmp_path: Path, monkeypatch:
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="--smoke runs in one process"):
         smoke(load_config(config), config, Console(quiet=True))
+
+
+def test_a_stopped_smoke_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(tmp_path / "tiny.py", tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(smoke_module, "refuse_broken_data", lambda cfg: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StopRequested) as caught:
+        smoke(load_config(config), config, Console(quiet=True))
+    assert caught.value.saved is None and not list(tmp_path.glob("modat-*"))
+    assert signal.getsignal(signal.SIGTERM) is before
