@@ -48,7 +48,8 @@ class ProcessConfig:
         checkpoint_interval: optimizer steps between checkpoints within an epoch; 0 saves at the end of each epoch only.
         sync_batchnorm: share BatchNorm statistics between GPUs.
         matmul_precision: of float32 products: 'highest', 'high' (TF32) or 'medium'.
-        compile: compile the model.
+        compile: compile the model: True, or a mode of torch.compile: 'reduce-overhead' replays CUDA graphs where shapes
+            are fixed, 'max-autotune' also measures kernels; False for not.
         activation_checkpointing: recompute activations in the backward pass.
         detect_anomaly: name the operation behind a NaN in the backward pass; slow.
         deterministic: use deterministic algorithms only; on GPUs, where PyTorch has them.
@@ -80,7 +81,7 @@ class ProcessConfig:
     checkpoint_interval: int = 0
     sync_batchnorm: bool = True
     matmul_precision: str = "highest"
-    compile: bool = False
+    compile: bool | str = False
     activation_checkpointing: bool = False
     detect_anomaly: bool = False
     deterministic: bool = True
@@ -104,6 +105,7 @@ _CHOICES = {
     "process.matmul_precision": ("highest", "high", "medium"),
     "process.logger": ("tensorboard", "wandb", "trackio"),
     "process.lr_scaling": (None, "linear"),
+    "process.compile": (False, True, "reduce-overhead", "max-autotune"),
 }
 _AT_LEAST = {
     "process.train_epochs": 1,

@@ -247,7 +247,7 @@ class Run:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         torch.autograd.set_detect_anomaly(bool(process.detect_anomaly))
         if process.compile:
-            self.model.compile()
+            self.model.compile(mode=None if process.compile is True else process.compile)
         self.finite = FiniteCheck(self.folder, fabric)
         self.metrics.to(fabric.device)
         self.criterion.to(fabric.device)

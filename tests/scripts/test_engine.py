@@ -39,7 +39,7 @@ class Toy(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
-    def forward(self, log_mel: Tensor, frames: Tensor, *_: Any) -> Tensor:
+    def forward(self, log_mel: Tensor, frames: Tensor, *_: Any, **__: Any) -> Tensor:
         return self.weight * log_mel.mean()
 
 
