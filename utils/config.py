@@ -231,7 +231,8 @@ def _process(given: Mapping[str, Any]) -> ConfigDict:
     for key in given:
         if key not in defaults:
             raise ConfigError(f"process.{key} is not an option: {suggestion(key, list(defaults))}")
-        if isinstance(defaults[key], bool) and not isinstance(given[key], bool):
+        truth = isinstance(defaults[key], bool) and f"process.{key}" not in _CHOICES
+        if truth and not isinstance(given[key], bool):
             raise ConfigError(f"process.{key}={given[key]!r}: give True or False.")
     values = dataclasses.asdict(ProcessConfig(**given))
     return ConfigDict(values | {key: str(values[key]) for key in ("precision", "work_dir")})

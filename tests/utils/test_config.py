@@ -88,11 +88,11 @@ def test_published_avss_settings_of_each_family() -> None:
 WRONG = {
     "process.train_epoch=3": "process.train_epoch is not an option: did you mean 'train_epochs'",
     "process.precision=8": "process.precision='8' is not one of '32', 'bf16', '16', 'auto'",
-    "process.compile=fast": "process.compile='fast' is not one of False, True, 'reduce-overhead', 'max-autotune'",
     "process.train_epochs=0": "process.train_epochs=0 must be a whole number, 1 or more",
     "process.seed=-1": "process.seed=-1 must be",
     "process.num_works=two": "process.num_workers='two' must be a whole number",
-    "process.compile=no": "process.compile='no': give True or False",
+    "process.deterministic=no": "process.deterministic='no': give True or False",
+    "process.compile=no": "process.compile='no' is not one of False, True, 'reduce-overhead', 'max-autotune'",
     "process.lr_schedule.type=linear": "process.lr_schedule.type='linear'",
     "process.lr_schedule.gama=1": "process.lr_schedule.gama",
     "optimizer=3": "optimizer=3: optimizer has the keys",
