@@ -58,7 +58,8 @@ def assert_same_run(folder: Path, straight: Path) -> None:
     one, other = read_checkpoint(folder / LAST), read_checkpoint(straight / LAST)
     for key in ("state_dict", "optimizer", "schedule", "precision", "best", "run"):
         assert_same(one[key], other[key], key)
-    assert (folder / "metrics.csv").read_text() == (straight / "metrics.csv").read_text()
+    for name in ("metrics.csv", "experts.csv"):
+        assert (folder / name).read_text() == (straight / name).read_text(), name
     best = (read_state_dict(run / "MS3_best.pth") for run in (folder, straight))
     assert_same(*best, "best")
 
