@@ -59,8 +59,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("give one CHECKPOINT" if not options.oracle else "--oracle scores no CHECKPOINT: leave it out")
     if options.oracle and options.audio != "real":
         parser.error("--oracle uses no sound: leave --audio out")
-    if options.explain and (options.oracle or options.robust):
-        parser.error("--explain looks into the model on the clips' own sound: leave --oracle and --robust out")
+    if options.explain and (options.oracle or options.robust or options.audio != "real"):
+        parser.error("--explain looks into the model on the clips' own sound: leave --oracle, --robust and --audio out")
     if options.robust and (options.oracle or options.save_masks or options.audio != "real"):
         parser.error("--robust chooses the sounds and writes scores: leave --oracle, --audio and --save-masks out")
     options.checkpoint = checkpoints[0] if checkpoints else None

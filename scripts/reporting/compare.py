@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -77,6 +77,8 @@ def score_lines(runs: Sequence[RunFolder]) -> list[Line]:
             lines.append(_line(group, f"pixels painted on {words}", painted, lower_is_better=True))
         mean = [run.robust.get(split, {}).get("balanced", {}).get("mean", {}).get("miou") for run in runs]
         lines.append(_line(group, "G of mIoU, mean of the other sounds", mean))
+    if any(run.task == "avss" for run in runs):  # there, F is a mean over classes
+        lines = [replace(line, label="F") if line.label == _WORDS["f_score"] else line for line in lines]
     return [line for line in lines if any(value is not None for value in line.values)]
 
 
