@@ -49,8 +49,8 @@ from utils.runtime import ROOT, StopRequested
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "mmengine", "numpy")
 DRAWN_FRAMES = 5
 """Frames of a drawn clip of s4 or ms3."""
-CPU_FRAMES = 5
-"""Single frames per batch on a CPU."""
+CPU_FRAMES = 2
+"""Frames per clip, or single frames per batch, on a CPU, where full-size models would take longer than two minutes."""
 OWN_FILES = ("dir_audio_wav", "cache_dir", "sound_labels", "num_labelled_frames", "label_idx_path")
 """Options of a split that are about its own files."""
 BYTES_PER_PARAMETER = 24
@@ -228,12 +228,13 @@ def shrink(cfg: Any, folder: Path, seen: Seen) -> None:
         batch = min(wanted, 2 if mixes else 1)
     size = max(_image_size(cfg, split) for split in ("train", "val", "test"))
     drawn.draw(folder / "data", [cfg.task], clips=(_clips(cfg.task, batch, single), 1, 1), size=size)
-    _read_drawn(cfg, folder / "data")
+    frames, given = _read_drawn(cfg, folder / "data")
     train = cfg.dataset["train"]
     train["batch_size"] = batch
     cfg.pop("stamps", None)
     unit = ("frame" if single else "clip") + ("s" if batch > 1 else "")
     seen.add("batch", f"{batch} {unit} of {size} pixels" + (f" (the config's: {wanted})" if batch != wanted else ""))
+    seen.add("frames per clip", f"{frames}" + (f" (the config's: {given})" if frames != given else ""))
     missing = list(without_missing(cfg.model))
     seen.add("pretrained weights", f"random for want of {', '.join(missing)}" if missing else "as the config says")
 
@@ -251,29 +252,37 @@ def without_missing(model: Any) -> Iterator[str]:
         yield f"{part}.{key}={value}"
 
 
-def _read_drawn(cfg: Any, data: Path) -> None:
-    """Let a config read drawn data instead of its own, of whatever type, with the options that both have."""
+def _read_drawn(cfg: Any, data: Path) -> tuple[int, int]:
+    """Let a config read drawn data instead of its own, of whatever type, with the options that both have.
+
+    Returns:
+        Frames per clip, now and before.
+    """
+    given = int(cfg.model.get("num_frames", DRAWN_FRAMES))
+    frames = min(given, DRAWN_FRAMES) if cfg.task != "avss" else given
+    if accelerator() == "cpu":
+        frames = min(frames, CPU_FRAMES)
+    cfg.model["num_frames"] = frames
     fields = drawn.paths(data, cfg.task)
     known = inspect.signature(DATASETS.get(fields["type"]).__init__).parameters
     for split, options in cfg.dataset.items():
         kept = {key: value for key, value in options.items() if key in known and key not in OWN_FILES}
-        cfg.dataset[split] = ConfigDict({**kept, **fields})
-        if cfg.task != "avss":
-            cfg.dataset[split]["num_frames"] = min(options.get("num_frames") or DRAWN_FRAMES, DRAWN_FRAMES)
+        cfg.dataset[split] = ConfigDict({**kept, **fields, "num_frames": frames})
     if cfg.task != "avss":
-        cfg.model["num_frames"] = cfg.dataset["train"]["num_frames"]
-        return
+        return frames, given
     classes = cfg.dataset["train"].setdefault("num_classes", 71)
     if classes <= drawn.KINDS:
         raise ConfigError(f"--smoke draws {drawn.KINDS} kinds, and dataset.train.num_classes={classes} has no room.")
     drawn.write_classes(data, classes)
+    return frames, given
 
 
 def _clips(task: str, batch: int, single_frames: bool) -> int:
-    """Training clips that give one batch; single frames of ms3 come five to a clip."""
+    """Training clips that give one batch; single frames of ms3 come several to a clip."""
     if not single_frames:
         return batch
-    return math.ceil(batch / DRAWN_FRAMES) if task == "ms3" else batch
+    frames = DRAWN_FRAMES if accelerator() == "gpu" else CPU_FRAMES
+    return math.ceil(batch / frames) if task == "ms3" else batch
 
 
 def _image_size(cfg: Any, split: str) -> int:
