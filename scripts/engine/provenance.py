@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloader import AudioVisualDataset, build_dataset
+from dataloader.base import stored_log_mel
 from scripts.engine.task_metrics import CLIPS_IN_PUBLISHED_BATCH
 from utils.config import SPLITS
 from utils.errors import DataError
@@ -93,7 +94,7 @@ def describe_split(dataset: AudioVisualDataset) -> dict[str, Any]:
     digest = hashlib.sha256()
     for clip in dataset.clips:
         digest.update(repr((clip.name, sorted(clip.row.cells.items()))).encode())
-        for path in (*clip.frames, *clip.masks, clip.wav, clip.log_mel):
+        for path in (*clip.frames, *clip.masks, clip.wav, stored_log_mel(clip)):
             digest.update(f"{path.name} {_size(path)}\n".encode())
     labelled = Counter(len(clip.masks) for clip in dataset.clips)
     found: dict[str, Any] = {
