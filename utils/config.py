@@ -208,7 +208,11 @@ def _override(cfg: Config, override: str) -> None:
         if not isinstance(node, Mapping | Config) or parent not in node:
             where = ".".join(parents[:depth]) or "the config"
             known = list(node) if isinstance(node, Mapping | Config) else []
-            raise ConfigError(f"{override}: {where} has no {parent!r}: {suggestion(parent, known)}")
+            whole = ".".join(parents[: depth + 1])
+            raise ConfigError(
+                f"{override}: {where} has no {parent!r}: {suggestion(parent, known)} A new dictionary is given as a whole: "
+                f"\"{whole}={{'key': value}}\"."
+            )
         node = node[parent]
     if not isinstance(node, Mapping | Config):
         raise ConfigError(f"{override}: {'.'.join(parents)} is a value and has no keys.")
