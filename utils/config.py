@@ -210,8 +210,8 @@ def _override(cfg: Config, override: str) -> None:
             known = list(node) if isinstance(node, Mapping | Config) else []
             whole = ".".join(parents[: depth + 1])
             raise ConfigError(
-                f"{override}: {where} has no {parent!r}: {suggestion(parent, known)} A new dictionary is given as a whole: "
-                f"\"{whole}={{'key': value}}\"."
+                f"{override}: {where} has no {parent!r}: {suggestion(parent, known)} A new dictionary is given as a "
+                f"whole: \"{whole}={{'key': value}}\"."
             )
         node = node[parent]
     if not isinstance(node, Mapping | Config):
