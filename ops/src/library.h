@@ -122,7 +122,7 @@ struct Call {
 struct Gradients {
   Tensor grad_out, value, samples, weights;
 
-  // On CUDA the gradient of value is accumulated in another tensor: with_value is false there.
+  // Without with_value the gradient of value is accumulated in another tensor.
   Gradients(Call& call, const Tensor& incoming, bool with_value) : grad_out(dense_behind(incoming, 2) ? incoming : incoming.contiguous()) {
     Problem& p = call.problem;
     TORCH_CHECK_VALUE(grad_out.dim() == 3 && grad_out.size(0) == p.batch && grad_out.size(1) == p.queries &&

@@ -18,19 +18,56 @@ from ops.library import has_kernel
 from tests.ops import support
 from tests.ops.emulation import build
 
-KERNELS, MAPPING, BINDING = "cuda_kernels.cu", "cuda_mapping.h", "cuda.cpp"
+KERNELS, SAMPLES, BINDING = "cuda_kernels.cu", "cuda_samples.h", "cuda.cpp"
 FAULTS: dict[str, tuple[str, str, str]] = {
     # name: (file, text, text in its place)
-    "shuffle mask of the whole warp in a group that has ended": (
-        MAPPING,
-        "return ones << (thread % 32 / group * group);",
-        "return 0xffffffffu;",
+    "wrong stride of rows": (
+        SAMPLES,
+        "entry<Halved>(own.corners, a.value_l)",
+        "entry<Halved>(own.corners, a.channels)",
     ),
-    "shuffle mask of the first group": (MAPPING, "return ones << (thread % 32 / group * group);", "return ones;"),
-    "gradient of value not zeroed": (BINDING, "at::zeros(sizes,", "at::empty(sizes,"),
-    "border of a level off by one": (KERNELS, "first < 0 || first >= size ?", "first < 0 || first > size ?"),
+    "gradient of value not zeroed": (
+        BINDING,
+        "at::zeros(call.value.sizes(), work)",
+        "at::empty(call.value.sizes(), work)",
+    ),
+    "mask too narrow": (SAMPLES, "__ballot_sync(all_lanes, own", "__ballot_sync(0xffffu, own"),
+    "atomic dropped": (KERNELS, "if (sample.weight[c] != T(0)) add", "if (sample.weight[c] != T(0) && c < 3) add"),
+    "atomic adds the wrong channel": (SAMPLES, "what[v + 3]))", "what[v + 2]))"),
+    "no barrier after the table is filled": (SAMPLES, "a.value_l);\n  __syncwarp();", "a.value_l);"),
+    "no barrier before the dot products are read": (KERNELS, "      __syncwarp();\n      T dot[4];", "      T dot[4];"),
+    "border of a level off by one": (SAMPLES, "has_second = second < size;", "has_second = second <= size;"),
+    "samples two pixels outside taken as inside": (SAMPLES, "x > T(-1) &&", "x > T(-2) &&"),
+    "groups beyond the last query add too": (SAMPLES, "live = q < a.queries;", "live = true;"),
+    "softmax without its maximum": (SAMPLES, "sum += exp(pair.weights[k] - high);", "sum += exp(pair.weights[k]);"),
+    "softmax backward without the mean": (KERNELS, "(grad_weights[k] - mean)", "grad_weights[k]"),
+    "reference points of the first frame": (
+        SAMPLES,
+        "(const T*)p.reference + n * p.reference_n",
+        "(const T*)p.reference",
+    ),
+    "alignment of pointers not checked": (KERNELS, "uintptr_t(pointer) % 16 == 0", "true"),
+    "alignment of frames not checked": (KERNELS, "a % vec == 0 && b % vec", "b % vec"),
+    "channels beyond a warp's reach left out": (KERNELS, "first += Group * Vec", "first += channels"),
+    "dot products exchanged": (KERNELS, "upper ? part[2 + i] : part[i];", "upper ? part[i] : part[2 + i];"),
+    "sum over half of the group": (
+        SAMPLES,
+        "int step = Group / 2; step > 0; step /= 2) value",
+        "int step = Group / 4; step > 0; step /= 2) value",
+    ),
+    "absent corner counted twice": (
+        SAMPLES,
+        "weight[0] = Halved ? weight[1] *= T(0.5)",
+        "weight[0] = Halved ? weight[1]",
+    ),
+    "gradient of an absent corner": (KERNELS, "own.corners.inside && own.corners.has(c) ?", "own.corners.inside ?"),
+    "dot products of another sample": (KERNELS, "dots[own.slot][c]", "dots[at.lane][c]"),
+    "level of the sample before": (SAMPLES, "__umulhi(sample + 1, a.per_level)", "__umulhi(sample, a.per_level)"),
+    "ordered: last row of a tile left out": (KERNELS, "row < unsigned(rows)", "row + 1 < unsigned(rows)"),
+    "ordered: a query left out": (KERNELS, "first += per_pass)", "first += per_pass + 1)"),
+    "ordered: sums not zeroed": (KERNELS, "sums[row * warp] = 0;", ";"),
 }
-CHEAP = ("shuffle mask of the first group", "gradient of value not zeroed", "border of a level off by one")
+CHEAP = ("wrong stride of rows", "mask too narrow", "atomic dropped")
 """Faults planted in every run of the tests; the others where MODAT_SLOW is set."""
 
 LEVELS = ((7, 5), (4, 3), (2, 2))
@@ -61,7 +98,7 @@ def checks() -> Iterator[dict[str, float]]:
     for form in support.FORMS:
         for sizes, dtype in cases:
             data = support.draw(LEVELS, **sizes)
-            for change in (lambda t: t, support.among_nan):
+            for change in (lambda t: t, support.among_nan, support.frames_apart):
                 yield _over_bound(support.errors(data, LEVELS, dtype, "cpu", form, change), dtype)
             with support.deterministic():
                 yield _over_bound(support.errors(data, LEVELS, dtype, "cpu", form), dtype)

@@ -99,3 +99,10 @@ def among_nan(tensor: Tensor) -> Tensor:
     wide = (tensor.shape[0] * 2, tensor.shape[1] + 3, *tensor.shape[2:])
     storage = torch.full((1 + math.prod(wide),), float("nan"), dtype=tensor.dtype, device=tensor.device)
     return storage[1:].view(wide)[::2, 2:-1].copy_(tensor)
+
+
+def frames_apart(tensor: Tensor) -> Tensor:
+    """One element between frames: the first is aligned, the second is not."""
+    step = tensor[0].numel() + 1
+    storage = tensor.new_full((tensor.shape[0] * step,), float("nan"))
+    return storage.as_strided(tensor.shape, (step, *tensor[0].contiguous().stride())).copy_(tensor)

@@ -13,70 +13,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.ops.support import BOUND, FORMS, agree, among_nan, deterministic, draw, errors, outcome, relative
+from tests.ops.support import (
+    BOUND,
+    FORMS,
+    agree,
+    among_nan,
+    deterministic,
+    draw,
+    errors,
+    frames_apart,
+    outcome,
+    relative,
+)
 
 LEVELS = ((7, 5), (4, 3), (2, 2))
 SOURCES = Path(__file__).parents[2] / "ops" / "src"
-
-MAPPING = r"""
-#include <cstdio>
-#include <map>
-#include <vector>
-#include "cuda_mapping.h"
-
-// Runs the grid as the kernels do, and counts the visits of each (pair, channel).
-static bool covers(int64_t pairs, int channels, int vec, unsigned grid) {
-  const modat::Mapping map(pairs, channels, vec, 256);
-  if (grid == 0) grid = map.blocks();
-  std::vector<int> visits(pairs * channels);
-  for (unsigned block = 0; block < grid; ++block) {
-    std::map<std::pair<int, unsigned>, std::vector<int64_t>> groups;  // (warp, mask) -> pairs of its lanes
-    for (unsigned thread = 0; thread < 256; ++thread) {
-      if (!(map.mask(thread) >> (thread % 32) & 1)) return false;
-      if (__builtin_popcount(map.mask(thread)) != map.group) return false;
-      // Shuffles number the lanes of a group from its first: lane 0 must be that one.
-      if (__builtin_ctz(map.mask(thread)) + map.lane(thread) != int(thread % 32)) return false;
-      groups[{int(thread / 32), map.mask(thread)}].push_back(map.pair(block, thread));
-      for (int64_t pair = map.pair(block, thread); pair < pairs; pair += map.stride(grid)) {
-        for (int first = 0; first < channels; first += map.group * vec) {
-          const int channel = first + map.lane(thread) * vec;
-          for (int v = 0; channel < channels && v < vec; ++v) ++visits[pair * channels + channel + v];
-        }
-      }
-    }
-    for (const auto& group : groups)
-      for (int64_t pair : group.second)
-        if (pair != group.second[0]) return false;  // a group with two pairs would shuffle between them
-  }
-  for (int count : visits)
-    if (count != 1) return false;
-  return true;
-}
-
-int main() {
-  for (int vec : {1, 2, 4, 8})
-    for (int channels : {1, 2, 4, 8, 24, 32, 40, 64, 96, 128, 256, 264})
-      for (int64_t pairs : {1, 7, 63, 64, 65, 1000})
-        for (unsigned grid : {0u, 1u, 3u})
-          if (channels % vec == 0 && !covers(pairs, channels, vec, grid)) {
-            std::printf("pairs %ld channels %d vec %d grid %u\n", long(pairs), channels, vec, grid);
-            return 1;
-          }
-  std::puts("covered");
-  return 0;
-}
-"""
-
-
-def test_every_pair_and_channel_has_one_thread_and_every_group_one_pair(tmp_path):
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    (tmp_path / "mapping.cpp").write_text(MAPPING)
-    command = [compiler, "-std=c++17", "-O1", f"-I{SOURCES}", "mapping.cpp", "-o", "mapping"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    result = subprocess.run([tmp_path / "mapping"], capture_output=True, text=True)
-    assert result.stdout == "covered\n"
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
@@ -126,13 +77,6 @@ def test_sizes(gpu, dtype, shapes, sizes):
 def offset_by_one(tensor: Tensor) -> Tensor:
     """Starts at the second element of its storage: no pack is aligned."""
     return torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view(tensor.shape)
-
-
-def frames_apart(tensor: Tensor) -> Tensor:
-    """One element between frames: the first is aligned, the second is not."""
-    step = tensor[0].numel() + 1
-    storage = tensor.new_full((tensor.shape[0] * step,), float("nan"))
-    return storage.as_strided(tensor.shape, (step, *tensor[0].contiguous().stride())).copy_(tensor)
 
 
 def part_of_wider_rows(tensor: Tensor) -> Tensor:

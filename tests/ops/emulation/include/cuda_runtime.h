@@ -15,11 +15,19 @@ using cudaStream_t = struct CUstream_st*;
 constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
 using std::max;
 using std::min;
 
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
