@@ -88,6 +88,31 @@ def test_the_overlay_keeps_length_size_times_and_sound(name: str, options: dict[
         assert mask.size == (width, height) and mask.mode == "L"
 
 
+def test_4k_keeps_its_size_and_the_place_of_its_masks(tmp_path: Path) -> None:
+    width, height, quarter = 3840, 2160, corner(3840, 2160)
+    video = make_video(
+        tmp_path / "clip.mp4",
+        size=(width, height),
+        times=range(0, 1000, 250),
+        picture=lambda index: quarter(index) if index != 2 else np.full((height, width, 3), 255, np.uint8),
+        sound=impulse(1.0, 48_000, 0.5),
+        rate=48_000,
+    )
+    done = predict(bright_model(), video, tmp_path / "out")
+    assert done.count == 1 and done.seconds == pytest.approx(0.85) and done.damage == ""
+    mask = np.asarray(Image.open(done.folder / "masks/000480.png")) > 127
+    pixel = width // 32  # of the model's frames
+    row = mask[height // 4]
+    assert mask.shape == (height, width) and mask.mean() == pytest.approx(0.25, abs=0.01)
+    assert row[: width // 2 - pixel].all() and not row[width // 2 + pixel :].any()
+    at, pictures = read_video(done.overlay)
+    assert {picture.shape for picture in pictures} == {(height + strip_height(height), width, 3)}
+    flashed = at[int(np.argmax([picture[height - 20 : height, -20:].mean() for picture in pictures]))]
+    start, samples, rate = read_audio(done.overlay)
+    peak = start + float(np.abs(samples).argmax()) / rate
+    assert flashed == pytest.approx(0.5, abs=2e-3) and abs(peak - flashed) < 0.04
+
+
 @pytest.mark.parametrize(
     ("matrix", "place"),
     [
