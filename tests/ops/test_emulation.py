@@ -115,6 +115,17 @@ def test_the_operators_run_the_emulated_kernels_while_active(emulation):
     assert emulation.counts()[0] > before
 
 
+def test_cards_before_sm_90_add_scalars(emulation):
+    data = support.draw(((4, 3),), channels=32)
+    added = []
+    for variant in (emulation, build.load("sm_75")):
+        before = variant.counts()[1]
+        with variant.active():
+            support.agree(data, ((4, 3),), torch.float32, "cpu", support.BOUND[torch.float32])
+        added.append(variant.counts()[1] - before)
+    assert 0 < 4 * added[0] == added[1]
+
+
 @pytest.mark.parametrize(
     "name", [name if name in faults.CHEAP else pytest.param(name, marks=SLOW) for name in faults.FAULTS]
 )
