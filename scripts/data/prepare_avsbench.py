@@ -5,9 +5,12 @@
     python scripts/data/prepare_avsbench.py ~/AVSBench --out data --dry-run         # what is there, and the disk space
 
 Reads Single-source and Multi-sources, and AVSBench-semantic (v1s, v1m, v2), which also serves s4 and ms3; clips without
-extracted frames or waves are taken from their videos. Writes frames and masks of one size, 16 kHz mono waves and
-log-mels in the layouts of config/_base_/datasets/, then checks every file. Inputs and outputs as trees:
-dataloader/README.md. The originals are only read.
+extracted frames or waves are taken from their videos. Writes frames and masks of one size, the waves as they are and
+VGGish's log-mels in the layouts of config/_base_/datasets/, then checks what training reads. Inputs and outputs as
+trees: dataloader/README.md. The originals are only read.
+
+Every audio encoder hears what it hears of the originals. --sample-rate makes small mono waves instead, for VGGish
+alone at 16000; aiSFX hears up to 22 kHz, and needs 44100 or more.
 
 Killed or stopped, the same command continues; finished clips are kept. Broken clips are listed all at once and left out
 of the table; the others are prepared. Exit code 0: all clips, 1: some are broken, 2: the command cannot be run.
@@ -38,7 +41,6 @@ if str(ROOT) not in sys.path:
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
 
-from dataloader.audio import SAMPLE_RATE  # noqa: E402
 from dataloader.preflight import SPLITS, Fault, check_data  # noqa: E402
 from scripts.data.avsbench import release as releases  # noqa: E402
 from scripts.data.avsbench.convert import (  # noqa: E402
@@ -109,15 +111,28 @@ def prepare(
     result.faults = [*listing.faults, *found]
     bad = {fault.clip for fault in found}
     good = [clip for clip in listing.clips if clip.name not in bad]
-    result.clips = len(good)
     if good:
         if release.task == "avss":
             _write(root / releases.CLASS_LIST, (release.data / releases.CLASS_LIST).read_bytes())
         _write_table(result.table, listing.columns, good)
         cfg = dataset_config(release.task, out, settings, {clip.split for clip in good})
-        result.faults += check_data(cfg, workers=jobs if jobs > 1 else 0, progress=not quiet).faults
+        damaged = check_data(cfg, workers=jobs if jobs > 1 else 0, progress=not quiet).faults
+        result.faults += damaged
+        if damaged:
+            good = _leave_out(damaged, good)
+            _write_table(result.table, listing.columns, good)
+    result.clips = len(good)
     _write_faults(root / FAULTS, result.faults)
     return result
+
+
+def _leave_out(damaged: Sequence[Fault], clips: Sequence[SourceClip]) -> list[SourceClip]:
+    """The clips without those whose prepared files are damaged, by a power cut perhaps; these count as not made."""
+    names = {fault.clip for fault in damaged}
+    for clip in clips:
+        if clip.name in names:
+            clip.made.log_mel.unlink(missing_ok=True)
+    return [clip for clip in clips if clip.name not in names]
 
 
 def dataset_config(task: str, out: Path, settings: Settings, splits: set[str]) -> dict[str, Any]:
@@ -183,7 +198,7 @@ def _claim(root: Path, release: Release, settings: Settings) -> None:
     try:
         made = json.loads(note.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if root.is_dir() and any(root.iterdir()):
+        if root.is_dir() and any(not path.name.endswith(".part") for path in root.iterdir()):
             raise DataError(f"{root} is not empty and was not made by this command: give another --out.") from None
         _write(note, json.dumps(wanted, indent=1).encode())
         return
@@ -193,7 +208,8 @@ def _claim(root: Path, release: Release, settings: Settings) -> None:
         if not isinstance(made, dict) or made.get(key) != value:
             before = made.get(key) if isinstance(made, dict) else None
             raise DataError(
-                f"{root} was made with {key}={before}, and now {key}={value}: give another --out, or remove it."
+                f"{root} was made with {key}={before}, and now {key}={value}: give the options of then or another "
+                "--out, or remove it."
             )
 
 
@@ -345,7 +361,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=STRETCH,
         help="stretch to SIZE x SIZE (default), or make the shorter side SIZE (for crop_img_and_mask=True)",
     )
-    parser.add_argument("--sample-rate", type=int, default=SAMPLE_RATE, help="of the waves, Hz (default: 16000)")
+    parser.add_argument(
+        "--sample-rate",
+        type=int,
+        metavar="HZ",
+        help="mono waves of this rate; what lies above half of it is lost to encoders that hear more (default: waves "
+        "are copied, and sounds of videos keep their rate)",
+    )
     parser.add_argument("--pkl", action="store_true", help="also write log-mels as AVSBench's .pkl, for other code")
     parser.add_argument(
         "--s4-table", type=Path, metavar="CSV", help="s4_meta_data.csv with the categories of v1s (default: a_obj)"
@@ -356,8 +378,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if options.size != "original" and not (options.size.isdecimal() and 16 <= int(options.size) <= 4096):
         parser.error(f"--size {options.size}: give 16 to 4096 pixels, or 'original'")
     options.jobs = len(os.sched_getaffinity(0)) if options.jobs is None else options.jobs
-    if options.jobs < 1 or not 8000 <= options.sample_rate <= 192_000:
-        parser.error("--jobs must be at least 1, --sample-rate 8000 to 192000")
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: give 1 or more processes")
+    if options.sample_rate is not None and not 8000 <= options.sample_rate <= 192_000:
+        parser.error(f"--sample-rate {options.sample_rate}: give 8000 to 192000 Hz, or leave it out to keep the waves")
     return options
 
 

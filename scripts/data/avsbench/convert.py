@@ -5,9 +5,10 @@ import io
 import os
 import pickle
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,10 @@ from torch import Tensor
 from dataloader.audio import (
     LOG_MEL_KEY,
     PATCH_SHAPE,
-    SAMPLE_RATE,
     check_log_mel,
     clip_log_mel,
     mono,
     read_wave,
-    wave_log_mel,
 )
 from dataloader.images import Placement, open_image, read_binary_mask, read_colour_mask
 from dataloader.palette import MAX_CLASSES, palette
@@ -43,6 +42,7 @@ _JPEG = {"quality": 95, "subsampling": 0}
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 # Bytes per pixel of photographs at 224 pixels, upper estimates; bytes of a file's last, half-filled block.
 _PNG_PIXEL, _JPEG_PIXEL, _MASK_PIXEL, _BLOCK = 2.4, 0.8, 0.06, 4096
+_VIDEO_RATE = 48_000  # Hz, of the sounds of videos, for the estimate
 
 
 class CannotWriteError(UserError):
@@ -56,13 +56,13 @@ class Settings:
     Attributes:
         size: of the frames and masks, pixels; None = as they are.
         fit: 'stretch' to size x size, or 'shorter': the shorter side is `size`, and the aspect stays.
-        sample_rate: of the waves, Hz.
+        sample_rate: of the waves, Hz; None = wave files are copied as they are, and sounds of videos keep their rate.
         pkl: also write log-mels as AVSBench's `.pkl`.
     """
 
     size: int | None = 224
     fit: str = STRETCH
-    sample_rate: int = SAMPLE_RATE
+    sample_rate: int | None = None
     pkl: bool = False
 
     def placement(self, width: int, height: int) -> Placement:
@@ -96,8 +96,17 @@ def bytes_needed(clip: SourceClip, settings: Settings) -> int:
     per_frame = _JPEG_PIXEL if clip.task == "avss" else _PNG_PIXEL
     log_mel = frames * 4 * int(np.prod(PATCH_SHAPE))
     sizes = [per_frame * pixels] * frames + [_MASK_PIXEL * pixels + 900] * masks
-    sizes += [frames * settings.sample_rate * 2.0, *([log_mel] * (2 if settings.pkl else 1))]
+    sizes += [_wave_bytes(clip, settings.sample_rate), *([log_mel] * (2 if settings.pkl else 1))]
     return sum(int(-(-size // _BLOCK) + 1) * _BLOCK for size in sizes)
+
+
+def _wave_bytes(clip: SourceClip, rate: int | None) -> float:
+    if rate is None:
+        try:
+            return clip.wav.stat().st_size
+        except OSError:
+            rate = _VIDEO_RATE
+    return len(clip.made.frames) * rate * 2.0
 
 
 def convert(clip: SourceClip, settings: Settings) -> list[Fault]:
@@ -227,38 +236,41 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _sound(clip: SourceClip, settings: Settings) -> tuple[bytes | None, Tensor]:
-    """The wave's file, None where only a log-mel is handed out, and the log-mel."""
+    """The wave's file, None where only a log-mel is handed out, and the log-mel, of the wave as it was."""
     count = len(clip.frames)
     wave: bytes | None = None
+    computed: Callable[[], Tensor] | None = None
     if clip.wav.is_file():
-        wave = _wave(*read_wave(clip.wav), clip.wav, settings.sample_rate)
+        samples, rate = read_wave(clip.wav)
+        fits = settings.sample_rate is None or _is_mono_pcm16(clip.wav, settings.sample_rate)
+        wave = clip.wav.read_bytes() if fits else _wave(samples, rate, settings.sample_rate)
+        computed = partial(clip_log_mel, samples, rate, clip.wav, patches=count)
     elif clip.video is not None:
-        wave = _wave(*read_video_sound(clip.video, count), None, settings.sample_rate)
-    elif not clip.log_mel.is_file():
-        raise DataError(f"the sound is missing, both {clip.wav} and {clip.log_mel}, and so is a video.")
+        sound, rate = read_video_sound(clip.video, count)
+        wave = _wave(sound, rate, settings.sample_rate)
+        computed = partial(clip_log_mel, sound[:, None], rate, clip.video, patches=count)
     if clip.log_mel.is_file():
         return wave, check_log_mel(read_tensor(clip.log_mel), clip.log_mel, patches=count)
-    if clip.wav.is_file():
-        return wave, wave_log_mel(clip.wav, patches=count)
-    assert wave is not None
-    samples, rate = soundfile.read(io.BytesIO(wave), dtype="int16", always_2d=True)
-    return wave, clip_log_mel(samples, rate, clip.video or clip.wav, patches=count)
+    if computed is None:
+        raise DataError(f"the sound is missing, both {clip.wav} and {clip.log_mel}, and so is a video.")
+    return wave, computed()
 
 
-def _wave(samples: npt.NDArray[np.int16], rate: int, path: Path | None, wanted: int) -> bytes:
-    """A mono PCM16 file; the source's own bytes where it is one of the wanted rate."""
-    if path is not None and rate == wanted and samples.ndim == 2 and samples.shape[1] == 1:
-        info = soundfile.info(path)
-        if (info.format, info.subtype) == ("WAV", "PCM_16"):
-            return path.read_bytes()
+def _is_mono_pcm16(path: Path, rate: int) -> bool:
+    info = soundfile.info(path)
+    return (info.format, info.subtype, info.channels, info.samplerate) == ("WAV", "PCM_16", 1, rate)
+
+
+def _wave(samples: npt.NDArray[np.int16], rate: int, wanted: int | None) -> bytes:
+    """A mono PCM16 file of samples (n,) or (n, channels), resampled to the wanted rate, Hz."""
     signal = mono(samples)
-    if rate != wanted:
+    if wanted is not None and rate != wanted:
         import resampy  # imports numba, not needed at the wanted rate
 
         signal = resampy.resample(signal, rate, wanted, filter="kaiser_best")
     whole = np.clip(np.rint(signal * 32768.0), -32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
-    soundfile.write(buffer, whole, wanted, format="WAV", subtype="PCM_16")
+    soundfile.write(buffer, whole, wanted or rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
 
 
