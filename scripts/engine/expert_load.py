@@ -27,22 +27,22 @@ class ExpertLoad:
     step costs nothing more. Of several processes, each sees its own frames.
 
     Args:
-        model: with any number of routers, none too.
+        model: with any number of routers, none too; not handed to a strategy yet.
+
+    Attributes:
+        columns: names of the numbers: per branch one for each expert, and `dropped`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._routers = routers(model)
-        self._kept: dict[str, Tensor] = {}
-        self._hooks: list[RemovableHandle] = []
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the numbers: per branch one for each expert, and `dropped`."""
-        return [
+        # Named now: a sharded strategy flattens the routers' weights.
+        self.columns = [
             f"{branch}_{item}"
             for branch, router in self._routers.items()
             for item in (*range(router.weight.shape[1]), DROPPED)
         ]
+        self._kept: dict[str, Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
 
     def watch(self) -> None:
         """Keep the routing of the forward passes that come."""

@@ -1,7 +1,9 @@
 """Devices and processes of a run: Lightning Fabric as the config and the launcher's environment describe it."""
 
+import atexit
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -107,6 +109,55 @@ def all_reduce(value: Tensor, operation: str, fabric: Fabric) -> Tensor:
         value = value.to(fabric.device)
         torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, operation))
     return value
+
+
+class OnHost:
+    """Values on their way from a device to the host: the copy runs beside the work that is queued after it.
+
+    Args:
+        values: of any shape; on a CPU they are kept as they are.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._copied: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            # Pinned: a copy to other memory would wait for all that is queued.
+            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        self._values = values
+
+    def read(self) -> Any:
+        """The values as (nested lists of) numbers; waits for the copy alone."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values.tolist()
+
+
+@contextlib.contextmanager
+def ends_with_this_process(fabric: Fabric, everywhere: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Where the block raises, the processes that Fabric has started from this one end when it does.
+
+    They would wait for it in a collective operation, on GPUs until the timeout of NCCL. (Fabric ends all when one of
+    the others fails, torchrun and srun when any does.)
+
+    Args:
+        fabric: launched within the block or before.
+        everywhere: errors that all processes raise together, and end by.
+    """
+    try:
+        yield
+    except everywhere:
+        raise
+    except Exception:
+        atexit.register(_kill_started, fabric)  # at the exit: the message comes first
+        raise
+
+
+def _kill_started(fabric: Fabric) -> None:
+    for process in getattr(fabric.strategy.launcher, "procs", ()):
+        if process.poll() is None:
+            process.kill()
 
 
 def full_weights(fabric: Fabric, model: _FabricModule) -> dict[str, Any]:

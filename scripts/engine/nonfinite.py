@@ -9,7 +9,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from scripts.engine.fabric import all_reduce
+from scripts.engine.fabric import OnHost, all_reduce
 from scripts.engine.resume import Position
 from utils.errors import UserError
 
@@ -26,8 +26,7 @@ class _Step(NamedTuple):
     where: dict[str, int]
     clips: list[str]
     names: list[str]
-    values: Tensor
-    copied: torch.cuda.Event | None
+    values: OnHost
 
 
 class FiniteCheck:
@@ -62,14 +61,8 @@ class FiniteCheck:
         """
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         broken = all_reduce((~torch.isfinite(values)).any().float(), "MAX", self.fabric)
-        values = torch.cat([values, broken[None]])
-        copied = None
-        if values.device.type == "cuda":
-            values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
         where = {"epoch": position.epoch, "batch": position.batch, "step": position.step}
-        step = _Step(where, list(batch["name"]), list(losses), values, copied)
+        step = _Step(where, list(batch["name"]), list(losses), OnHost(torch.cat([values, broken[None]])))
         earlier, self._waiting = (self._waiting, step) if self.late else (step, None)
         if earlier is not None:
             self._read(earlier)
@@ -85,9 +78,7 @@ class FiniteCheck:
             self._read(earlier)
 
     def _read(self, step: _Step) -> None:
-        if step.copied is not None:
-            step.copied.synchronize()
-        *losses, broken = step.values.tolist()
+        *losses, broken = step.values.read()
         if not broken:
             return
         values = {name: repr(loss) for name, loss in zip(step.names, losses, strict=True)}

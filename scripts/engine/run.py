@@ -18,12 +18,14 @@ from model.checkpoint import RECORD, check_weights
 from model.criterion import build_criterion, criterion_names
 from model.pretrained import fetch_missing, load_pretrained
 from model.transfer import Transfer, initialise_from
+from scripts.engine.agreed import AgreedSignal
 from scripts.engine.empty_masks import unlearnable_negatives
 from scripts.engine.expert_load import ExpertLoad
 from scripts.engine.fabric import (
     accelerator,
     all_reduce,
     build_fabric,
+    ends_with_this_process,
     full_states,
     full_weights,
     load_optimizer,
@@ -34,7 +36,7 @@ from scripts.engine.feature_cache import FrozenFeatures, KnownFeatures
 from scripts.engine.folder import check_choice, empty, open_log, prepare_folder, quiet_lightning, refuse_broken_data
 from scripts.engine.logging import RunLog
 from scripts.engine.loop import Batch, Losses, evaluate, evaluates, predictor, train_one_epoch
-from scripts.engine.nonfinite import FiniteCheck
+from scripts.engine.nonfinite import FiniteCheck, NonFiniteLossError
 from scripts.engine.optimizer import build_optimizer, check_gradient_limit
 from scripts.engine.plots import GRADIENT_NORM
 from scripts.engine.progress import TrainingProgress
@@ -223,6 +225,15 @@ class Run:
     def fit(self, console: Console, *, title: str = "") -> None:
         """Train all epochs that are left."""
         self.fabric.launch()
+        try:
+            with ends_with_this_process(self.fabric, (NonFiniteLossError, StopRequested)):
+                self._fit(console, title)
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _fit(self, console: Console, title: str) -> None:
+        """`fit` in one of the processes."""
         share_cores(self.fabric, processes(self.process, accelerator())[0])
         train_loader, val_loader = self._loaders()
         self._set_up(batches=len(train_loader))
@@ -231,14 +242,10 @@ class Run:
             self.log = open_log(self.cfg, self.folder, self.position, title, names, experts)
         quiet = self.fabric.global_rank != 0
         with TrainingProgress(self.process.train_epochs, console, quiet=quiet) as self.progress, self.signals:
-            try:
-                while self.position.epoch < self.process.train_epochs or self.position.validation_pending:
-                    if not self.position.validation_pending:
-                        self._train_epoch(train_loader)
-                    self._finish_epoch(val_loader)
-            finally:
-                if self.log is not None:
-                    self.log.close()
+            while self.position.epoch < self.process.train_epochs or self.position.validation_pending:
+                if not self.position.validation_pending:
+                    self._train_epoch(train_loader)
+                self._finish_epoch(val_loader)
 
     def _set_up(self, batches: int) -> None:
         """Hand model and optimizer to Fabric, in the order that sharded strategies need."""
@@ -249,6 +256,7 @@ class Run:
         if process.compile:
             self.model.compile(mode=None if process.compile is True else process.compile)
         self.finite = FiniteCheck(self.folder, fabric)
+        self.stop = AgreedSignal(self.signals, fabric)
         self.metrics.to(fabric.device)
         self.criterion.to(fabric.device)
         # Frozen parameters are in the optimizer from the start: without a gradient they neither move nor decay.
@@ -357,8 +365,9 @@ class Run:
             def after_batch(index: int, batch: Batch, logits: Tensor, first_clip: int) -> None:
                 self.progress.validate(epoch, index + 1, len(loader))
                 # Processes may differ by one batch; they can agree only where all of them have one.
-                if index < self.common_val_batches:
-                    self._stop_if_asked(save=True)
+                if index < self.common_val_batches and (stopped := self.stop.ask()):
+                    self._save()
+                    self._stop(stopped)
 
             predict = predictor(self.wrapped, fabric.device, self.known)
             ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
@@ -371,7 +380,8 @@ class Run:
         if self.log is not None:
             self.log.end_epoch(self.position.step)
         self._save()
-        self._stop_if_asked(save=False)
+        if stopped := self.stop.now():
+            self._stop(stopped)
 
     def _after_batch(
         self, losses: Losses, batch: Batch, stepped: bool, gradient_norm: Tensor | None, *, batches: int
@@ -394,7 +404,7 @@ class Run:
         self.progress.train(position.epoch, position.batch, batches, clips, losses)
         if stepped and position.batch < batches:
             due = process.checkpoint_interval and position.step % process.checkpoint_interval == 0
-            stopped = self._agreed_signal()
+            stopped = self.stop.ask()
             if due or stopped:
                 self._save()
             if stopped:
@@ -419,18 +429,6 @@ class Run:
         if isinstance(self.fabric.strategy, DDPStrategy):
             # DistributedDataParallel exchanges the gradients of the parameters that had one when it was made.
             self.wrapped = self.fabric.setup_module(self.model)
-
-    def _agreed_signal(self) -> int:
-        """The signal that any process of the run has received, 0 for none; the same on all of them."""
-        if self.fabric.world_size == 1:
-            return self.signals.received
-        return int(all_reduce(torch.tensor(self.signals.received), "MAX", self.fabric))
-
-    def _stop_if_asked(self, *, save: bool) -> None:
-        if stopped := self._agreed_signal():
-            if save:
-                self._save()
-            self._stop(stopped)
 
     def _stop(self, number: int) -> NoReturn:
         """End on all processes at once: a launcher may kill the first, which writes the state, when another ends."""

@@ -48,6 +48,15 @@ def test_the_load_is_the_routers_and_is_kept_only_while_it_is_watched(model: Any
     assert load.read() == {}
 
 
+def test_the_numbers_keep_their_names_where_a_strategy_flattens_the_weights(model: Any) -> None:
+    load = ExpertLoad(model)
+    named = list(load.columns)
+    for module in model.modules():
+        if isinstance(module, Top2Router):  # as FSDP does
+            module.weight = torch.nn.Parameter(module.weight.detach().flatten())
+    assert load.columns == named and len(named) == 2 * 5
+
+
 def test_watching_changes_no_output(model: Any) -> None:
     model.eval()
     log_mel, frames = example(2)

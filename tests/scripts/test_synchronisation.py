@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,11 @@ from torch import Tensor
 from model import build_model
 from model.criterion import SegmentationLoss
 from model.set_criterion import MaskClassificationLoss
+from scripts.engine.agreed import AgreedSignal
+from scripts.engine.fabric import ends_with_this_process
 from scripts.engine.loop import evaluate, predictor, train_one_epoch
 from scripts.engine.nonfinite import FiniteCheck, NonFiniteLossError
-from scripts.engine.resume import Position
+from scripts.engine.resume import Position, StopSignals
 from scripts.engine.task_metrics import TaskMetrics
 from tests.pretend_device import DEVICE, OnDevice, PretendDevice, move
 from tests.support import VARIANTS, example, tiny
@@ -167,3 +170,48 @@ def test_a_late_check_names_the_step_that_broke_before_anything_is_saved(tmp_pat
         check.add(broken, {"name": ["fifth"]}, Position(step=6))
     with pytest.raises(NonFiniteLossError, match="step 7 "):
         FiniteCheck(tmp_path, check.fabric).add(broken, {"name": ["now"]}, Position(step=7))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_signal_is_agreed_upon_at_once_or_a_step_later(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`late` is how GPUs ask: the host waits for the step before, whose work is done."""
+    received_elsewhere = torch.tensor(0)
+    asked: list[int] = []
+
+    def reduce(value: Tensor, operation: str) -> None:
+        asked.append(1)
+        value.copy_(getattr(torch, operation)(value, received_elsewhere))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduce)
+    monkeypatch.setattr(torch.distributed, "ReduceOp", SimpleNamespace(MAX="maximum"))
+    fabric: Any = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    stop = AgreedSignal(StopSignals(), fabric, late=late)
+    assert stop.ask() == 0
+    received_elsewhere.fill_(15)
+    assert stop.ask() == (0 if late else 15)
+    assert stop.ask() == 15 and len(asked) == 3, "every call asks all processes, once"
+    assert stop.now() == 15
+    received_elsewhere.zero_()
+    stop.signals.received = 10
+    assert stop.now() == 10
+    fabric.world_size = 1
+    assert stop.ask() == stop.now() == 10 and len(asked) == 5, "one process asks no others"
+
+
+def test_processes_started_by_one_that_fails_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_exit: list[Any] = []
+    monkeypatch.setattr("atexit.register", lambda *call: at_exit.append(call))
+    with subprocess.Popen(["sleep", "60"]) as waiting:
+        fabric: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=[waiting])))
+        with ends_with_this_process(fabric):
+            pass
+        with pytest.raises(NonFiniteLossError), ends_with_this_process(fabric, (NonFiniteLossError,)):
+            raise NonFiniteLossError("on all of them")
+        assert not at_exit
+        with pytest.raises(OSError, match="disk full"), ends_with_this_process(fabric):
+            raise OSError("disk full")
+        assert waiting.poll() is None, "the message comes first"
+        ((call, *given),) = at_exit
+        call(*given)
+        assert waiting.wait(timeout=20) < 0
+    call(SimpleNamespace(strategy=SimpleNamespace(launcher=None)))  # a single process has no launcher
