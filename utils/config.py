@@ -49,7 +49,7 @@ class ProcessConfig:
         sync_batchnorm: share BatchNorm statistics between GPUs.
         matmul_precision: of float32 products: 'highest', 'high' (TF32) or 'medium'.
         compile: compile the model: True, or a mode of torch.compile: 'reduce-overhead' replays CUDA graphs where shapes
-            are fixed, 'max-autotune' also measures kernels; False for not.
+            are fixed, 'max-autotune' also measures kernels (both for accumulate=1 only); False for not.
         activation_checkpointing: recompute activations in the backward pass.
         detect_anomaly: name the operation behind a NaN in the backward pass; slow.
         deterministic: use deterministic algorithms only; on GPUs, where PyTorch has them.
@@ -157,6 +157,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), task: str | Non
         _check_choice(cfg, key, choices)
     for key, least in _AT_LEAST.items():
         _check_least(cfg, key, least)
+    if isinstance(cfg.process.compile, str) and cfg.process.accumulate > 1:
+        # torch.compile keeps gradients in the memory of its graphs, which the next backward pass writes anew
+        # (pytorch/pytorch issue 169545).
+        raise ConfigError(
+            f"process.compile={cfg.process.compile!r} replays CUDA graphs, which cannot add up the gradients of "
+            f"process.accumulate={cfg.process.accumulate} batches: take process.compile=True or process.accumulate=1."
+        )
     if cfg.process.lr_schedule is not None:
         schedules.validated(cfg.process.lr_schedule)
     cfg["task"] = _task(cfg, Path(path), task)

@@ -110,6 +110,15 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_graphs_that_are_replayed_add_up_no_gradients(mode: str) -> None:
+    path, words = "config/ms3/MoDAT_pvt2_ms3.py", [f"process.compile={mode}", "process.accumulate=2"]
+    with pytest.raises(ConfigError, match=f"process.compile='{mode}' replays CUDA graphs.*process.accumulate=2 batch"):
+        load_config(path, words)
+    assert load_config(path, words[:1]).process.compile == mode
+    assert load_config(path, ["process.compile=true", "process.accumulate=2"]).process.compile is True
+
+
 @pytest.mark.parametrize("override", WRONG)
 def test_a_wrong_key_or_value_is_named(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
