@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -11,7 +11,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from dataloader.front_ends import AISFX
-from scripts.prediction import PredictionModel
+
+if TYPE_CHECKING:
+    from scripts.prediction import PredictionModel
 
 CLOCK = Fraction(1, 1000)
 Picture = Callable[[int], npt.NDArray[np.uint8]]
@@ -30,7 +32,9 @@ class Bright:
         return (batch["frames"].flatten(0, 1).mean(dim=1, keepdim=True) - 0.5) * 10
 
 
-def bright_model(size: tuple[int, int] = (32, 32), num_frames: int = 3) -> PredictionModel:
+def bright_model(size: tuple[int, int] = (32, 32), num_frames: int = 3) -> "PredictionModel":
+    from scripts.prediction import PredictionModel  # and with it the model, which makers of videos need not wait for
+
     return PredictionModel(
         Bright(),
         AISFX,

@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-import io
+import multiprocessing
 import os
 import pickle
 import re
@@ -24,14 +24,12 @@ from safetensors.torch import save_file
 
 from dataloader import build_dataset
 from dataloader.images import Placement, read_colour_mask
-from model import build_model
 from scripts.data import prepare_avsbench
 from scripts.data.avsbench.convert import Settings, bytes_needed
 from scripts.data.avsbench.release import find_releases, list_clips
 from scripts.data.prepare_avsbench import dataset_config
 from tests import avsbench_release as made_up
 from tests.runs import ROOT, dataset_cfg
-from tests.support import tiny
 from utils.errors import DataError
 
 Capture = pytest.CaptureFixture[str]
@@ -81,21 +79,6 @@ def test_items_of_the_object_release_are_those_of_the_raw_tree(task: str, pkl: b
     assert_same(raw, prepared)
     shutil.rmtree(source)  # nothing of it is read
     assert_same(prepared, of_prepared(tmp_path / "out", task))
-
-
-def test_outputs_of_a_model_are_those_on_the_raw_tree(tmp_path: Path) -> None:
-    source = made_up.make_object(tmp_path / "raw", "ms3")
-    assert prepare(source, tmp_path / "out", size=64) == 0
-    torch.manual_seed(0)
-    model = build_model(tiny({}, num_frames=5)).eval()
-    outputs = []
-    for item in (
-        items(dataset_cfg(source, "ms3", img_size=(64, 64)))[0],
-        of_prepared(tmp_path / "out", "ms3", size=64)[0],
-    ):
-        with torch.no_grad():
-            outputs.append(model(item["log_mel"], item["frames"]).logits)
-    assert torch.equal(*outputs)
 
 
 def test_semantic_release_of_the_wanted_size_is_read_exactly(semantic: Path, tmp_path: Path) -> None:
@@ -173,8 +156,7 @@ def test_videos_alone_suffice(task: str, tmp_path: Path) -> None:
         made_up.make_semantic(source, videos=True, subsets=("v2",))
     else:
         made_up.make_object_videos(source, task)
-    rate = 8000 if task == "ms3" else 16_000
-    assert prepare(source, tmp_path / "out", "--task", task, "--sample-rate", str(rate), size="original") == 0
+    assert prepare(source, tmp_path / "out", "--task", task, size="original") == 0
     width, height = made_up.SIZE
     prepared = of_prepared(tmp_path / "out", task, img_size=(height, width))
     number_of = {name: number for _, name, number in made_up.listed()}
@@ -186,15 +168,28 @@ def test_videos_alone_suffice(task: str, tmp_path: Path) -> None:
             shown += torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
             assert np.abs(shown.permute(1, 2, 0).numpy() - wanted).mean() < 0.1
         assert item["log_mel"][:5].std() > 0.5
-    wave = next((tmp_path / "out").rglob("*.wav"))
-    assert soundfile.info(wave).samplerate == rate
+    assert_same(prepared, of_prepared(tmp_path / "out", task, img_size=(height, width), audio="wav"), "log_mel")
+    info = soundfile.info(next((tmp_path / "out").rglob("*.wav")))
+    assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")  # the rate of the video's sound
 
 
-def test_waves_become_mono_of_16_khz_and_log_mels_stay_those_of_the_original(tmp_path: Path) -> None:
-    source = made_up.make_object(tmp_path / "raw", "ms3", channels=2, rate=22_050)
+@pytest.mark.parametrize("front_end", ["vggish", "aisfx"])
+def test_every_front_end_hears_what_it_hears_of_the_raw_tree(front_end: str, tmp_path: Path) -> None:
+    source = made_up.make_object(tmp_path / "raw", "ms3", channels=2, rate=44_100)
+    for path in (source / MS3 / "audio_wav").rglob("*.wav"):
+        if path.stem not in ("-a_b1", "d4"):  # resampling is slow
+            made_up.wave(path, 5, 1)
     assert prepare(source, tmp_path / "out") == 0
-    wave = tmp_path / "out/Multi-sources/ms3_data/audio_wav/train/c3.wav"
-    info = soundfile.info(wave)
+    for path in (source / MS3 / "audio_wav").rglob("*.wav"):
+        assert (tmp_path / "out" / path.relative_to(source)).read_bytes() == path.read_bytes()
+    raw = items(dataset_cfg(source, "ms3", img_size=(32, 32), front_end=front_end))
+    assert_same(raw, of_prepared(tmp_path / "out", "ms3", front_end=front_end))
+
+
+def test_waves_of_another_rate_and_log_mels_of_the_original(tmp_path: Path) -> None:
+    source = made_up.make_object(tmp_path / "raw", "ms3", channels=2, rate=22_050)
+    assert prepare(source, tmp_path / "out", "--sample-rate", "16000") == 0
+    info = soundfile.info(tmp_path / "out" / MS3 / "audio_wav/train/c3.wav")
     assert (info.samplerate, info.channels, info.subtype, info.frames) == (16_000, 1, "PCM_16", 80_000)
     raw = items(dataset_cfg(source, "ms3", img_size=(32, 32)))
     assert_same(raw, of_prepared(tmp_path / "out", "ms3"))
@@ -457,6 +452,14 @@ def test_other_settings_are_not_mixed(tmp_path: Path, capsys: Capture) -> None:
     assert prepare(source, tmp_path / "out") == 0
     assert prepare(source, tmp_path / "out", size=48) == 2
     assert "was made with size=32, and now size=48" in capsys.readouterr().err
+    assert prepare(source, tmp_path / "out", "--sample-rate", "16000") == 2
+    assert "was made with sample_rate=None, and now sample_rate=16000: give the options" in capsys.readouterr().err
+
+
+def test_mono_waves_of_the_wanted_rate_are_copied(tmp_path: Path) -> None:
+    source = made_up.make_object(tmp_path / "raw", "ms3")
+    assert prepare(source, tmp_path / "out", "--sample-rate", "16000") == 0
+    assert digest(source / MS3 / "audio_wav") == digest(tmp_path / "out" / MS3 / "audio_wav")
 
 
 def test_no_release(tmp_path: Path, capsys: Capture) -> None:
@@ -502,6 +505,38 @@ def test_full_disk_keeps_finished_clips(tmp_path: Path, capsys: Capture, monkeyp
     assert "(4 from an earlier run)" in capsys.readouterr().out
 
 
+def test_damaged_prepared_clips_are_left_out_and_made_anew(tmp_path: Path, capsys: Capture) -> None:
+    source, out = made_up.make_object(tmp_path / "raw", "ms3"), tmp_path / "out"
+    assert prepare(source, out) == 0
+    whole = digest(out)
+    cut(mask(out))
+    capsys.readouterr()
+    assert prepare(source, out) == 1
+    assert re.search(r"ms3 val/d4: the mask .*d4_2\.png cannot be read", capsys.readouterr().out)
+    assert [item["name"] for item in of_prepared(out, "ms3")] == ["-a_b1", "clip.2", "c3", "e5", "f6"]
+    assert prepare(source, out) == 0
+    assert "(5 from an earlier run)" in capsys.readouterr().out
+    assert digest(out) == whole
+
+
+def test_faults_are_in_the_tables_order_with_several_processes(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = made_up.make_object(tmp_path / "raw", "ms3")
+    for name in ("train/clip.2", "val/d4", "test/f6"):
+        (source / MS3 / f"audio_wav/{name}.wav").unlink()
+    assert prepare(source, tmp_path / "one") == 1
+    one = capsys.readouterr().out
+    monkeypatch.setattr(prepare_avsbench, "_CHUNK", 1)
+    context = multiprocessing.get_context("fork")  # starts faster than spawn
+    monkeypatch.setattr(multiprocessing, "get_context", lambda *_: context)
+    assert prepare(source, tmp_path / "two", "--jobs", "2") == 1
+    assert [line for line in one.splitlines() if line.startswith("ms3 ")] == [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("ms3 ")
+    ]
+    assert digest(tmp_path / "one/Multi-sources") == digest(tmp_path / "two/Multi-sources")
+
+
 def test_damaged_safetensors_log_mel_is_named(tmp_path: Path) -> None:
     source = made_up.make_object(tmp_path / "raw", "ms3")
     assert prepare(source, tmp_path / "out") == 0
@@ -516,9 +551,9 @@ def test_damaged_safetensors_log_mel_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_killed_run_continues(tmp_path: Path, capsys: Capture) -> None:
-    source, out = made_up.make_semantic(tmp_path / "raw"), tmp_path / "out"
+    source, out = made_up.make_semantic(tmp_path / "raw", subsets=("v2",)), tmp_path / "out"
     command = [sys.executable, str(ROOT / "scripts/data/prepare_avsbench.py"), str(source)]
-    command += ["--out", str(out), "--size", "256", "--task", "avss", "--jobs", "2"]
+    command += ["--out", str(out), "--size", "512", "--task", "avss", "--jobs", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         while not list(out.rglob("*.safetensors")) and process.poll() is None:
@@ -529,13 +564,13 @@ def test_killed_run_continues(tmp_path: Path, capsys: Capture) -> None:
     time.sleep(0.5)
     left = len(list(out.rglob("*.safetensors")))
     time.sleep(1)
-    assert len(list(out.rglob("*.safetensors"))) == left < 18  # its processes ended with it
+    assert len(list(out.rglob("*.safetensors"))) == left < 6  # its processes ended with it
     (out / "AVSS/v2").mkdir(exist_ok=True, parents=True)
     (out / "AVSS/v2/.torn.png.abc.part").touch()
-    assert prepare(source, out, "--task", "avss", size=256) == 0
+    assert prepare(source, out, "--task", "avss", size=512) == 0
     assert "from an earlier run" in capsys.readouterr().out
     assert not list(out.rglob("*.part"))
-    assert prepare(source, tmp_path / "whole", "--task", "avss", size=256) == 0
+    assert prepare(source, tmp_path / "whole", "--task", "avss", size=512) == 0
     assert digest(out / "AVSS") == digest(tmp_path / "whole/AVSS")
 
 
@@ -546,11 +581,6 @@ def test_help_names_the_exit_codes(capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         prepare_avsbench.main(["x", "--out", "y", "--size", "small"])
     assert "give 16 to 4096 pixels, or 'original'" in capsys.readouterr().err
-
-
-def test_wave_bytes_are_kept_where_they_fit(tmp_path: Path) -> None:
-    source = made_up.make_object(tmp_path / "raw", "ms3")
-    assert prepare(source, tmp_path / "out") == 0
-    for path in (source / MS3 / "audio_wav").rglob("*.wav"):
-        made = tmp_path / "out" / path.relative_to(source)
-        assert io.BytesIO(made.read_bytes()).getvalue() == path.read_bytes()
+    with pytest.raises(SystemExit):
+        prepare_avsbench.main(["x", "--out", "y", "--sample-rate", "16"])
+    assert "--sample-rate 16: give 8000 to 192000 Hz, or leave it out" in capsys.readouterr().err
