@@ -1,6 +1,7 @@
 """A researcher's own folder: videos, or folders of frames, with sounds and masks, listed in one CSV."""
 
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -28,7 +29,8 @@ from utils.runtime import warn
 
 TASKS = ("s4", "ms3", "avss")
 OPTIONAL_COLUMNS = ("audio", "masks", "start", "seconds", "rate", "category")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
+MASK_SUFFIXES = (".png",)  # JPEG changes classes, and what is black
 CACHE = "clip_cache"
 _CACHE_VERSION = "1"
 
@@ -56,7 +58,8 @@ class FolderDataset(AudioVisualDataset):
 
     Columns of the table; paths are relative to `root`:
         name: of the clip, unique. split: 'train', 'val' or 'test'.
-        video: a video file, or a folder of frames (PNG or JPEG), sorted by the numbers in their names.
+        video: a video file, or a folder of frames (PNG or JPEG), sorted by the last numbers in their names; these have
+            one step (1, 2, 3 or 0, 33, 67), so that no frame is missing.
         audio (optional): a sound file that begins with the clip; empty = the video's own sound.
         masks (optional): a folder of masks (PNG) of the clip's first frames, numbered without gaps, one per second.
         start (optional): of the clip in its video or frames, seconds.
@@ -271,21 +274,28 @@ class FolderDataset(AudioVisualDataset):
         return Clip(row["name"], frames, masks, wav, wav.with_suffix(".pkl"), row)
 
     def _listed_frames(self, row: Row, folder: Path, start: float, length: int) -> tuple[tuple[Path, ...], str]:
+        """The frame of each second, and what is wrong with the folder."""
         rate = _number(row, "rate", 1.0, least=1e-3)
-        files = [path for _, path in _numbered(folder)]
-        # the same pictures as of a video of this rate; times are the middles of the pictures
-        indices = [int((start + time) * rate) for time in frame_times(rate, length)] if rate >= 1 else []
+        files = _numbered(folder, FRAME_SUFFIXES)
+        none = (folder / "0.png",)
         if rate < 1:
-            return (folder / "0.png",), f"rate={row['rate']!r} is below one frame per second, which a clip needs."
-        there = [index for index in indices if index < len(files)]
+            return none, f"rate={row['rate']!r} is below one frame per second, which a clip needs."
+        if gap := _gap([number for number, _ in files]):
+            return none, (
+                f"the frames in {folder} have the numbers {gap}, whose steps differ: add what is missing, remove what "
+                "is no frame, or number the frames anew."
+            )
+        # the same pictures as of a video of this rate; times are the middles of the pictures
+        indices = [int((start + time) * rate) for time in frame_times(rate, length)]
+        there = tuple(files[index][1] for index in indices if index < len(files))
         if not there:
-            return (folder / "0.png",), f"the folder {folder} has {len(files)} frames (PNG, JPEG), none at {start:g} s."
+            return none, f"the folder {folder} has {len(files)} frames (PNG, JPEG), none at {start:g} s."
         if len(there) < length and (row["seconds"] or self.task != "avss"):
-            return tuple(files[index] for index in there), (
+            return there, (
                 f"the folder {folder} has {len(files)} frames, which at rate={rate:g} are {len(there)} of {length} "
                 "seconds: add frames, or give the length in the column 'seconds'."
             )
-        return tuple(files[index] for index in there), ""
+        return there, ""
 
     def _listed_masks(self, row: Row, frames: int) -> tuple[tuple[Path, ...], str]:
         """The masks of the first frames, and what is wrong with them."""
@@ -295,7 +305,7 @@ class FolderDataset(AudioVisualDataset):
         wanted = 1 if self.task == "s4" and self.split == "train" else frames
         if not folder.is_dir():
             return (folder / "0.png",), f"the folder of masks {folder} is missing."
-        found = _numbered(folder)
+        found = _numbered(folder, MASK_SUFFIXES)
         if not found:
             return (folder / "0.png",), f"the folder of masks {folder} has no PNG."
         numbers = [number for number, _ in found]
@@ -318,14 +328,27 @@ class FolderDataset(AudioVisualDataset):
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
+def _numbered(folder: Path, suffixes: Sequence[str]) -> list[tuple[int, Path]]:
     """Images of a folder with the last number in their names, in this order; -1 where there is none."""
     found = []
     for path in folder.iterdir():
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
             numbers = re.findall(r"\d+", path.stem)
             found.append((int(numbers[-1]) if numbers else -1, path))
     return sorted(found, key=lambda pair: (pair[0], pair[1].name))
+
+
+def _gap(numbers: Sequence[int]) -> str:
+    """Where ascending numbers leave their usual step by half or more: the neighbours, as text; empty: nowhere.
+
+    Numbers may be times (0, 33, 67, 100 ms), whose steps differ by rounding.
+    """
+    steps = [after - before for before, after in itertools.pairwise(numbers)]
+    usual = max(steps, key=steps.count, default=0)
+    for at, step in enumerate(steps):
+        if abs(step - usual) * 2 >= max(usual, 1) or (numbers[at] < 0 and step):  # -1: a name without a number
+            return ", ".join(str(number) for number in numbers[max(at - 1, 0) : at + 3])
+    return ""
 
 
 def _number(row: Row, column: str, default: float, *, least: float) -> float:

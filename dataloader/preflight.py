@@ -157,8 +157,10 @@ class _Checks(Dataset[tuple[list[Fault], str]]):
         split, index = self.items[number]
         dataset = self.datasets[split]
         clip = dataset.clips[index]
-        with suppress(DataError):  # found again by check_clip
+        try:
             dataset.materialise(clip)
+        except DataError as error:
+            return [Fault(split, clip.name, "frames", str(error), clip.row)], ""
         fingerprint = _fingerprint(dataset, clip)
         if fingerprint in self.good:
             return [], fingerprint

@@ -176,6 +176,19 @@ def test_dense_frames_are_sampled_as_videos(tmp_path: Path) -> None:
     assert chosen == ["f_003.png", "f_007.png", "f_011.png", "f_015.png", "f_019.png"]
 
 
+def test_frames_may_be_numbered_by_their_times(tmp_path: Path) -> None:
+    for index in range(60):
+        made_up.save(Image.new("RGB", (48, 32), (index, 0, 0)), tmp_path / f"frames/{round(index * 1000 / 30):05d}.png")
+    masks(tmp_path / "masks", 2, 1)
+    made_up.wave(tmp_path / "a.wav", 2, 0)
+    files = {"video": "frames", "audio": "a.wav", "masks": "masks"}
+    write_table(tmp_path / "clips.csv", {"name": "a", "split": "train", "rate": 30, "seconds": 2, **files})
+    item = dataset(tmp_path)[0]
+    assert item["vid_temporal_mask_flag"].tolist() == [1, 1, 0, 0, 0]
+    red = (item["frames"][:2, 0, 0, 0] * 0.229 + 0.485) * 255
+    assert red.round().tolist() == [28, 58]
+
+
 def test_clips_without_masks_are_left_out(own_videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(own_videos / "clips.csv", row(0, "train"), row(1, "train", masks=""), row(2, "val", masks=""))
     assert [clip.name for clip in dataset(own_videos).clips] == ["clip0"]
@@ -218,6 +231,13 @@ def test_preflight_finds_good_folders_good_and_remembers(own_videos: Path, monke
     monkeypatch.undo()
     (own_videos / "masks/0/2.png").write_bytes(b"")
     assert not check_data(config(own_videos), progress=False).ok
+
+
+def test_a_clip_that_was_good_is_not_remembered_when_its_folder_has_a_fault(own_videos: Path) -> None:
+    assert check_data(config(own_videos, task="s4"), progress=False).ok
+    (own_videos / "masks/0/2.png").unlink()  # s4 trains on mask 0 alone, whose file has not changed
+    faults = check_data(config(own_videos, task="s4"), progress=False).faults
+    assert [fault.clip for fault in faults] == ["clip0"]
 
 
 def cut(path: Path) -> None:
@@ -265,10 +285,22 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda r: frames_for(r, 3, audio="a.wav"),
         r"the folder .*frames has 3 frames, which at rate=1 are 3 of 5 seconds: add frames, or .*'seconds'",
     ),
+    "frame missing": (
+        lambda r: (frames_for(r, 6, audio="a.wav"), (r / "frames/2.jpg").unlink()),
+        r"the frames in .*frames have the numbers 0, 1, 3, 4, whose steps differ: add what is missing",
+    ),
+    "picture that is no frame": (
+        lambda r: (frames_for(r, 6, audio="a.wav"), shutil.copy(r / "frames/0.jpg", r / "frames/cover.jpg")),
+        r"have the numbers -1, 0, 1, whose steps differ: .*remove what is no frame",
+    ),
     "no frames": (lambda r: frames_for(r, audio="a.wav", start=50), r"has 5 frames \(PNG, JPEG\), none at 50 s"),
     "slow frames": (lambda r: frames_for(r, audio="a.wav", rate=0.5), r"rate='0\.5' is below one frame per second"),
     "masks missing": (lambda r: shutil.rmtree(r / "masks/1"), r"the folder of masks .*masks/1 is missing"),
     "masks empty": (lambda r: [p.unlink() for p in (r / "masks/1").iterdir()], r"masks .*masks/1 has no PNG"),
+    "masks are JPEG": (
+        lambda r: [p.rename(p.with_suffix(".jpg")) for p in list((r / "masks/1").iterdir())],
+        r"the folder of masks .*masks/1 has no PNG",
+    ),
     "masks with a gap": (lambda r: (r / "masks/1/2.png").unlink(), r"have the numbers 0, 1, 3, 4; they belong to the"),
     "mask truncated": (lambda r: cut(r / "masks/1/2.png"), r"the mask .*2\.png cannot be read"),
     "masks of another shape": (
