@@ -21,7 +21,7 @@ from mmengine.config import ConfigDict
 from model.avs_model import AVSModel
 from model.builder import build_model
 from model.model_card import model_card
-from model.packed import frozen_parts, load_checkpoint, metadata, pack
+from model.packed import frozen_parts, load_checkpoint, metadata, pack, published_config
 from utils.download import DownloadError
 from utils.errors import CheckpointError, ConfigError
 from utils.files import atomic_path
@@ -80,9 +80,10 @@ def save_pretrained(
     scores = dict(scores or {})
     whole = whole or not frozen_parts(model, cfg)
     left_out = pack(model, cfg, folder / WEIGHTS, scores, classes=classes, whole=whole, record=record)
-    config = json.dumps(cfg.to_dict(), default=str, indent=2) + "\n"
+    published = published_config(cfg, left_out)
+    config = json.dumps(published, indent=2) + "\n"
     name = folder.resolve().name
-    card = model_card(cfg, name=name, scores=scores, left_out=left_out, licence=licence, record=record)
+    card = model_card(published, name=name, scores=scores, left_out=left_out, licence=licence, record=record)
     for file, text in ((CONFIG, config), (CARD, card)):
         with atomic_path(folder / file) as part:
             part.write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
 """Packed models: weights without the frozen pretrained parts, in a file that carries its config and scores.
 
 A packed file is `.safetensors` with the tensors that training changed, and metadata: `format`, `task`, and as JSON
-`config` (the whole config), `left_out` (the parts that are not inside, each with a hash of its tensors), `scores`, and
-where they were given `classes` (names by class index) and `record` (origin of the weights, see
+`config` (the whole config, see `published_config`), `left_out` (the parts that are not inside, each with a hash of its
+tensors), `scores`, and where they were given `classes` (names by class index) and `record` (origin of the weights, see
 scripts/engine/provenance.py, without the config). The parts left out are read from their pretrained weights, which
 are fetched where they are missing.
 `model/packed/` holds the models that come with the project.
@@ -22,6 +22,7 @@ from model.checkpoint import RECORD, load_weights, read_file, weights_hash
 from model.pretrained import fetch_missing, load_pretrained
 from utils.errors import CheckpointError, ConfigError
 from utils.files import atomic_path
+from utils.portable import portable
 
 FORMAT = "modat-packed-1"
 
@@ -72,7 +73,7 @@ def pack(
     metadata = {
         "format": FORMAT,
         "task": str(cfg.task),
-        "config": json.dumps(cfg.to_dict(), default=str),
+        "config": json.dumps(published_config(cfg, frozen)),
         "left_out": json.dumps({part: weights_hash(model.get_submodule(part)) for part in frozen}),
         "scores": json.dumps(scores),
     }
@@ -83,6 +84,19 @@ def pack(
     with atomic_path(target) as part:
         safetensors.torch.save_file(weights, part, metadata=metadata)
     return frozen
+
+
+def published_config(cfg: Any, left_out: Sequence[str]) -> dict[str, Any]:
+    """The whole config as plain values, without absolute paths but those of the weights of parts left out.
+
+    Args:
+        cfg: from utils.config.load_config.
+        left_out: 'backbone', 'audio_encoder': they are read from the files that the config names.
+    """
+    config: dict[str, Any] = json.loads(json.dumps(cfg.to_dict(), default=str))
+    found: dict[str, Any] = portable(config)
+    found["model"] |= {part: config["model"][part] for part in left_out}
+    return found
 
 
 def frozen_parts(model: AVSModel, cfg: Any) -> list[str]:

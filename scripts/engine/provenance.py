@@ -1,7 +1,7 @@
 """What a checkpoint's file records of its origin, and how a test differs from it.
 
 The record is a dictionary of plain values, so that it loads without running code:
-    task, config: the task and the whole config.
+    task, config: the task and the whole config, without absolute paths.
     seed: of the run.
     commit: git commit of the code, with ' (dirty)' where tracked files were changed; None outside a repository.
     earlier_commits: commits of the run before it was resumed, where they differ.
@@ -25,6 +25,7 @@ from dataloader.base import stored_log_mel
 from scripts.engine.task_metrics import CLIPS_IN_PUBLISHED_BATCH
 from utils.config import SPLITS
 from utils.errors import DataError
+from utils.portable import portable
 from utils.runtime import ROOT
 
 PACKAGES = ("torch", "torchvision", "torchaudio", "timm", "numpy", "mmengine", "lightning")
@@ -40,7 +41,7 @@ def provenance(cfg: Any, earlier: Mapping[str, Any] | None = None) -> dict[str, 
     """
     record: dict[str, Any] = {
         "task": str(cfg.task),
-        "config": plain(cfg.to_dict()),
+        "config": portable(plain(cfg.to_dict())),  # weights files are given away
         "seed": int(cfg.process.seed),
         **origin(),
         "splits": {name: _split(cfg, name) for name in SPLITS},

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -69,6 +70,12 @@ def main() -> int:
         return 128 + stopped.signal_number
     print(f"report: {out / 'report.md'}")
     return 0 if all(entry["state"] in ("done", "skipped") for entry in day.entries) else 1
+
+
+def told(command: Sequence[str]) -> str:
+    """A command as it is run from the project's folder, without the names of this machine's folders."""
+    words = ["python" if word == sys.executable else word.replace(f"{ROOT}/", "") for word in command]
+    return shlex.join(words)
 
 
 def stop(number: int, frame: FrameType | None) -> None:
@@ -146,7 +153,7 @@ class Day:
             left = entry["limit"] - (time.monotonic() - begin)
             status, took = run_limited(command, log, left, folder=ROOT)
             words = "over its time" if status is None else "ok" if status == 0 else f"status {status}"
-            entry["commands"].append({"command": shlex.join(command), "end": words, "seconds": took})
+            entry["commands"].append({"command": told(command), "end": words, "seconds": took})
             entry["seconds"] = time.monotonic() - begin
             if status is None:
                 break

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -226,7 +227,9 @@ def _clips(runs: Sequence[RunFolder], split: str, count: int) -> str:
 
 
 def _missing(run: RunFolder, split: str) -> str:
-    weights = run.folder / _BEST_FILES.get(run.task, "WEIGHTS")
+    here = Path.cwd()  # whole paths are nobody's business but this machine's
+    folder = run.folder.relative_to(here) if run.folder.is_relative_to(here) else Path(run.name)
+    weights = folder / _BEST_FILES.get(run.task, "WEIGHTS")
     command = f"bash test.sh {run.task or 'TASK'} CONFIG {weights}"
     return (
         f'<p class="note">{escape(run.name)} has no scores per clip of the {escape(split)} split; this writes them: '

@@ -47,7 +47,7 @@ class RunFolder:
     @property
     def task(self) -> str:
         """Of the config or of a test; empty where neither states it."""
-        return str(self.config.get("task") or next((test["task"] for test in self.tests.values()), ""))
+        return str(self.config.get("task") or next((test.get("task", "") for test in self.tests.values()), ""))
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[RunFolder]:

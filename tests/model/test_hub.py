@@ -41,6 +41,18 @@ def logits(model: Any) -> torch.Tensor:
     return out
 
 
+def test_what_is_published_names_no_folder_of_this_machine(cfg: Any, tmp_path: Path) -> None:
+    cfg.dataset.train.anno_csv = str(tmp_path / "data/table.csv")
+    cfg.process.work_dir = tmp_path / "runs"
+    model, folder = trained(cfg), tmp_path / "published" / "owl"
+    save_pretrained(model, cfg, folder, whole=True, record={"commit": "c", "config": {"work_dir": str(tmp_path)}})
+    assert not [path.name for path in folder.iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    assert from_pretrained(folder).cfg.dataset.train.anno_csv == "table.csv"
+    assert "`table.csv`" in (folder / "README.md").read_text()
+    save_pretrained(model, cfg, folder)  # a part left out is read from the file that the config names
+    assert from_pretrained(folder).cfg.model.audio_encoder.weights == str(tmp_path / "audio.pth")
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_round_trip_is_exact(cfg: Any, tmp_path: Path, whole: bool) -> None:
     model, folder = trained(cfg), tmp_path / "runs" / "owl"

@@ -183,6 +183,11 @@ def test_every_command_is_one_of_the_projects(
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
 
 
+def test_the_report_names_commands_without_this_machines_folders() -> None:
+    command = [sys.executable, "-m", "ops", f"{ROOT}/config/a b.py", f"process.work_dir={ROOT}/work_dir/x"]
+    assert gpu_day.told(command) == "python -m ops 'config/a b.py' process.work_dir=work_dir/x"
+
+
 def test_a_dry_day_has_the_parts_of_a_real_one(tmp_path: Path) -> None:
     dry, real = (all_parts(tmp_path, dry=dry, gpus=2) for dry in (True, False))
     assert [entry.name for entry in dry] == [entry.name for entry in real][: len(dry)]

@@ -17,6 +17,8 @@ from model.model_card import model_card
 from scripts.engine.provenance import describe_split, differences, git_commit, provenance
 from scripts.engine.resume import BestWeights
 from scripts.engine.testing import origin_of_scores
+from utils.portable import portable
+from utils.runtime import ROOT
 
 
 @pytest.fixture
@@ -31,6 +33,12 @@ def test_it_names_seed_code_versions_and_every_split(record: dict[str, Any]) -> 
     assert [record["splits"][name]["clips"] for name in ("train", "val", "test")] == [4, 3, 3]
     assert record["splits"]["test"]["labelled_frames"] == {"5": 3} and record["splits"]["test"]["f_score_batch"] == 2
     assert json.loads(json.dumps(record)) == record
+
+
+def test_no_folder_of_this_machine_is_recorded(record: dict[str, Any], drawn: Path) -> None:
+    assert record["config"]["dataset"]["train"]["anno_csv"] and str(drawn) not in json.dumps(record)
+    paths = {"inside": str(ROOT / "data/a.csv"), "elsewhere": [Path("/somewhere/b.csv")], "none": None, "word": "a/b"}
+    assert portable(paths) == {"inside": "data/a.csv", "elsewhere": ["b.csv"], "none": None, "word": "a/b"}
 
 
 def test_a_commit_says_whether_files_were_changed(tmp_path: Path) -> None:
