@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from utils.errors import DataError
@@ -208,8 +209,15 @@ def is_score(name: str) -> bool:
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a PNG; its folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    show_names_as_they_are(figure)
     # Without a date in the file, the same run gives the same bytes.
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def show_names_as_they_are(figure: Figure) -> None:
+    """Draw dollar signs in names of clips, classes and runs; Matplotlib would read a formula between two of them."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
 
 
 def _over_steps(axes: Axes, rows: Sequence[Mapping[str, float]], column: str, label: str, missing: str) -> None:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from scripts.engine.clip_pictures import Pixels, Strip
-from scripts.engine.plots import COLOURS, GRADIENT_NORM, MARKERS, epoch_means, is_loss, is_score
+from scripts.engine.plots import COLOURS, GRADIENT_NORM, MARKERS, epoch_means, is_loss, is_score, show_names_as_they_are
 from scripts.engine.visualize import overlaid
 from scripts.reporting.runs import RunFolder
 
@@ -67,6 +67,7 @@ def class_bars(rows: Sequence[tuple[str, list[float | None]]]) -> str:
 def svg(figure: Figure) -> str:
     """A figure as a data URL."""
     buffer = io.BytesIO()
+    show_names_as_they_are(figure)
     with matplotlib.rc_context({"svg.hashsalt": "modat"}):  # the same figure gives the same bytes
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _url("image/svg+xml", buffer.getvalue())
