@@ -95,7 +95,11 @@ def main() -> int:
     folder = Path(cfg.process.work_dir) / config.stem
     split_cfg, where = split_config(cfg, options.split)
     dataset = build_dataset(split_cfg, where=where)
-    predictor: Any = EverythingOracle(split_cfg, where) if checkpoint is None else load_predictor(cfg, checkpoint)
+    predictor: Any = (
+        EverythingOracle(split_cfg, where)
+        if checkpoint is None
+        else load_predictor(cfg, checkpoint, hooks=options.explain)
+    )
     now = origin_of_scores(dataset, options.split, checkpoint)
     kind = "oracle" if checkpoint is None else options.audio
     title = options.split if kind == "real" else f"{options.split}_{kind}"
@@ -192,8 +196,8 @@ def split_config(cfg: Any, split: str) -> tuple[Any, str]:
     return {key: value for key, value in cfg.dataset[split].items() if key not in TRAINING_KEYS}, f"dataset.{split}"
 
 
-def load_predictor(cfg: Any, checkpoint: Path) -> Any:
-    """The config's model with the weights of a file."""
+def load_predictor(cfg: Any, checkpoint: Path, *, hooks: bool = False) -> Any:
+    """The config's model with the weights of a file; `hooks`: left as it is, since compiled models call none."""
     import torch
 
     from model import build_model
@@ -213,8 +217,8 @@ def load_predictor(cfg: Any, checkpoint: Path) -> Any:
     check_precision(precision, device.type)
     model = build_model(cfg.model)
     load_checkpoint(model, cfg.model, checkpoint)
-    if cfg.process.compile:
-        model.compile()
+    if cfg.process.compile and not hooks:
+        model.compile(mode=None if cfg.process.compile is True else cfg.process.compile)
     return ModelPredictor(model, precision, device)
 
 

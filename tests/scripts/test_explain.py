@@ -15,14 +15,16 @@ from model.layers.attention import MultiheadAttention
 from scripts.engine.explain import Watch, attention_weights, explain, level_sum, most_different, spread
 from scripts.engine.testing import ModelPredictor
 from scripts.engine.trackers import TensorBoard, show_in_tensorboard
+from test import load_predictor
 from tests.support import example, tiny
+from utils.config import load_config
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_attention_is_the_one_that_the_layer_applies(bias: bool) -> None:
     torch.manual_seed(0)
     layer = MultiheadAttention(8, 2, bias=bias).eval()
-    if bias:
+    if layer.in_proj_bias is not None:
         torch.nn.init.normal_(layer.in_proj_bias)
     query, memory = torch.randn(2, 3, 8), torch.randn(2, 7, 8)
     weights = attention_weights(layer, query, memory)
@@ -79,6 +81,23 @@ def test_pictures_are_drawn_of_what_the_model_has(
     assert sorted(path.stem for path in found) == written == sorted(path.stem for path in tmp_path.rglob("*.png"))
     for path in found:
         assert np.asarray(Image.open(path).convert("L")).std() > 20
+
+
+@pytest.mark.parametrize(("setting", "mode"), [(True, None), ("reduce-overhead", "reduce-overhead")])
+def test_a_model_is_compiled_as_in_training_but_not_where_it_is_looked_into(
+    monkeypatch: pytest.MonkeyPatch, setting: Any, mode: str | None
+) -> None:
+    modes: list[str | None] = []
+    layer: Any = torch.nn.Linear(2, 2)
+    layer.compile = lambda mode: modes.append(mode)
+    monkeypatch.setattr("model.build_model", lambda _: layer)
+    monkeypatch.setattr("model.packed.load_checkpoint", lambda *_: None)
+    cfg = load_config("config/ms3/MoDAT_pvt2_ms3.py", ["process.precision=32"])
+    cfg.process.compile = setting
+    load_predictor(cfg, Path("weights.pth"), hooks=True)  # compiled models call no hooks
+    assert modes == []
+    load_predictor(cfg, Path("weights.pth"))
+    assert modes == [mode]
 
 
 def test_pictures_of_a_test_go_to_the_tensorboard_of_its_run(tmp_path: Path) -> None:
