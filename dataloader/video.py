@@ -1,4 +1,4 @@
-"""The frames and the sound of a clip from a video file, by PyAV, whose wheels carry FFmpeg."""
+"""Opening of videos and sounds with PyAV, whose wheels carry FFmpeg; the frames and the sound of a clip of a video."""
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -17,9 +17,53 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpe
 SAMPLES_PER_SECOND = 16
 """AVSBench's preprocess scripts cut each second into 16 samples, and keep the last."""
 _POSITION = Fraction(SAMPLES_PER_SECOND - 1, SAMPLES_PER_SECOND)
-_FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"  # no playlists, which name other files and addresses
+FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,asf_o,rm,mxf,gxf,nut,dv,ivf,gif,apng,y4m,"
+    "yuv4mpegpipe,h264,hevc,m4v,wav,w64,flac,mp3,aac,ac3,eac3,aiff,au,caf,amr,opus,wv,tta,ape,mpc,mpc8,dts,truehd,wtv"
+)
+"""Containers that are opened. Playlists (HLS, DASH, concat, SDP), which name other files and addresses, are not."""
+MAX_SOUND_RATE = 384_000  # Hz
 _MISSING_END = 1.0  # seconds
-_MAX_SOUND_RATE = 384_000  # Hz
+
+
+def open_media(path: str | Path) -> Any:
+    """Open a container for reading; a context manager.
+
+    Raises:
+        DataError: no such file, empty, or not a container that is read.
+    """
+    import av  # FFmpeg's libraries, which only videos need
+
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty.")
+    try:
+        # `file:`: a colon in the name would be read as a protocol.
+        return av.open(f"file:{path}", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+    except (av.FFmpegError, UnicodeError, ValueError) as error:
+        raise DataError(
+            f"{path} is not a video or sound that FFmpeg reads, or its header is cut off ({reason(error)})."
+        ) from error
+
+
+def sound_rate(stream: Any, path: str | Path) -> int:
+    """Sample rate of a sound track, Hz.
+
+    Raises:
+        DataError: it is outside 1,000 to `MAX_SOUND_RATE`.
+    """
+    rate = int(stream.codec_context.sample_rate or 0)
+    if not 1000 <= rate <= MAX_SOUND_RATE:
+        raise DataError(f"{path} has a sound of {rate} Hz; 1,000 to {MAX_SOUND_RATE:,} Hz are read.")
+    return rate
+
+
+def reason(error: BaseException) -> str:
+    """What FFmpeg says, without its number and the file's name."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
 def frame_times(rate: Fraction | float, count: int) -> list[float]:
@@ -54,7 +98,7 @@ def read_video_frames(path: str | Path, count: int, *, start: float = 0.0) -> li
     """
     found: list[Image.Image] = []
     end = 0.0
-    with _open(path) as container:
+    with open_media(path) as container:
         stream = _picture_track(container, path)
         stream.thread_type = "AUTO"
         rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
@@ -97,19 +141,17 @@ def read_video_sound(path: str | Path, count: int, *, start: float = 0.0) -> tup
     """
     if not 0 < count <= MAX_SECONDS:
         raise DataError(f"{count} seconds of {path} are wanted; 1 to {MAX_SECONDS:g} are read.")
-    with _open(path) as container:
+    with open_media(path) as container:
         stream = _picture_track(container, path)
         first = next(iter(_decode(container, stream, path)), None)
         zero = first.time if first is not None and first.time is not None else 0.0
     import av
 
-    with _open(path) as container:
+    with open_media(path) as container:
         if not container.streams.audio:
             raise DataError(f"the video {path} has no sound track: give its sound as a wave file.")
         track = container.streams.audio[0]
-        rate = int(track.codec_context.sample_rate or 0)
-        if not 1000 <= rate <= _MAX_SOUND_RATE:
-            raise DataError(f"the sound of {path} has {rate} Hz; 1,000 to {_MAX_SOUND_RATE:,} Hz are read.")
+        rate = sound_rate(track, path)
         samples = np.zeros(round(count * rate), np.int16)
         resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
         filled = 0
@@ -129,21 +171,6 @@ def read_video_sound(path: str | Path, count: int, *, start: float = 0.0) -> tup
     return samples[:filled], rate
 
 
-def _open(path: str | Path) -> Any:
-    import av  # FFmpeg's libraries, which only videos need
-
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"the video {path} is missing.")
-    try:
-        # `file:`: a colon in the name would be read as a protocol.
-        return av.open(f"file:{path}", options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"})
-    except (av.FFmpegError, UnicodeError, ValueError) as error:
-        raise DataError(
-            f"the video {path} is not one that FFmpeg reads, or is cut off ({_reason(error)}): replace it."
-        ) from error
-
-
 def _picture_track(container: Any, path: str | Path) -> Any:
     import av
 
@@ -160,7 +187,7 @@ def _decode(container: Any, stream: Any, path: str | Path) -> Iterator[Any]:
     try:
         yield from container.decode(stream)
     except av.FFmpegError as error:
-        raise DataError(f"the video {path} is damaged ({_reason(error)}): replace it.") from error
+        raise DataError(f"the video {path} is damaged ({reason(error)}): replace it.") from error
 
 
 def _upright(picture: Any) -> Image.Image:
@@ -181,8 +208,3 @@ def find_video(folder: Path, stem: str) -> Path | None:
     """The video file `stem` with one of the known suffixes in a folder; None where there is none."""
     candidates: Sequence[Path] = [folder / f"{stem}{suffix}" for suffix in VIDEO_SUFFIXES]
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()).rstrip(".") or type(error).__name__

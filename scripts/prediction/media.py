@@ -1,4 +1,4 @@
-"""Opening and decoding of containers with PyAV, whose wheels carry FFmpeg, and sounds on the clock of the pictures.
+"""Decoding of containers with PyAV, and sounds on the clock of the pictures.
 
 Sound before time 0 is left out; gaps in it are silence.
 """
@@ -11,21 +11,15 @@ from typing import Any
 import av
 import numpy as np
 
+from dataloader.video import open_media, reason, sound_rate
 from scripts.prediction.source import Damage, Sound, SoundFile
 from utils.errors import DataError
 
-MAX_SOUND_RATE = 384_000  # Hz
 MAX_DAMAGED_PACKETS = 200
 GAP = 0.02  # seconds; smaller differences between sound and its time stamps are rounding
 JUMP = 600.0  # seconds; larger jumps are faults of the time stamps
 RESET = 1.0  # seconds; sounds that lie this much before what was read begin anew
 PIECE = 1.0  # seconds of silence at a time
-
-FORMATS = (
-    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,asf_o,rm,mxf,gxf,nut,dv,ivf,gif,apng,y4m,"
-    "yuv4mpegpipe,h264,hevc,m4v,wav,w64,flac,mp3,aac,ac3,eac3,aiff,au,caf,amr,opus,wv,tta,ape,mpc,mpc8,dts,truehd,wtv"
-)
-"""Containers that are opened. Playlists (HLS, DASH, concat, SDP), which name other files and addresses, are not."""
 
 
 def open_sound(path: Path) -> SoundFile:
@@ -50,25 +44,6 @@ def sound_length(path: Path) -> float:
             return float(stream.duration * stream.time_base)
     track = open_sound(path)
     return sum(len(piece) for piece in read_sound(track, Damage())) / track.rate
-
-
-def open_media(path: Path) -> Any:
-    """Open a container for reading; a context manager.
-
-    Raises:
-        DataError: no such file, empty, or not a container that is read.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist.")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty.")
-    try:
-        # `file:`: a colon in the name would be read as a protocol.
-        return av.open(f"file:{path}", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
-    except (av.FFmpegError, UnicodeError) as error:
-        raise DataError(
-            f"{path} is not a video or sound that FFmpeg reads, or its header is cut off ({reason(error)})."
-        ) from error
 
 
 def decode(container: Any, stream: Any, damage: Damage, path: Path) -> Iterator[Any]:
@@ -154,15 +129,15 @@ def silence(samples: int, rate: int) -> Iterator[Sound]:
         samples -= piece
 
 
-def sound_rate(stream: Any, path: Path) -> int:
-    """Sample rate of a sound track, Hz."""
-    rate = int(stream.codec_context.sample_rate or 0)
-    if not 1000 <= rate <= MAX_SOUND_RATE:
-        raise DataError(f"{path} has a sound of {rate} Hz; 1,000 to {MAX_SOUND_RATE:,} Hz are read.")
-    return rate
-
-
-def reason(error: BaseException) -> str:
-    """What FFmpeg says, without its number and the file's name."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()).rstrip(".")
+__all__ = [
+    "JUMP",
+    "decode",
+    "open_media",
+    "open_sound",
+    "read_channels",
+    "read_sound",
+    "reason",
+    "silence",
+    "sound_length",
+    "sound_rate",
+]

@@ -284,7 +284,7 @@ BROKEN_OBJECT: dict[str, tuple[Callable[[Path], Any], str]] = {
             made_up.clip_video(r / MS3 / "raw_videos/d4.mp4", 5, 1),
             cut(r / MS3 / "raw_videos/d4.mp4"),
         ),
-        r"the video .*d4\.mp4 is not one that FFmpeg reads, or is cut off",
+        r"d4\.mp4 is not a video or sound that FFmpeg reads, or its header is cut off",
     ),
     "video instead of frames too short": (
         lambda r: (
