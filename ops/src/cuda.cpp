@@ -7,6 +7,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "cuda_kernels.h"
 #include "library.h"
 
@@ -24,7 +26,8 @@ void check_sizes(const Problem& p) {
   check("heads", p.heads, most_heads);
   check("frames", p.batch, most_elements);
   check("queries", p.queries, most_elements);
-  check("elements between queries", std::max({p.samples_q, p.weights_q, p.reference_q, p.grad_out_q}), most_elements);
+  check("elements between queries", std::max({p.samples_q, p.weights_q, p.reference_q, p.reference_l, p.grad_out_q}),
+        most_elements);
 }
 
 Tensor forward(Call call) {
