@@ -19,11 +19,12 @@ import torch
 from scripts.engine.fabric import build_fabric
 from scripts.engine.resume import LAST, read_checkpoint
 from scripts.engine.run import Run
-from tests.runs import ROOT, environment, make_data, write_config
+from tests.runs import ROOT, environment, write_config
 from utils.config import ProcessConfig
 from utils.errors import ConfigError
 from utils.runtime import StopRequested
 
+EIGHT = ROOT / "scripts/slurm/eight_gpus.sbatch"
 FILES = sorted((ROOT / "scripts/slurm").glob("*.sbatch"))
 
 # Starts the tasks, each in a session of its own; hands a signal on to every process of them, as SLURM's daemon does;
@@ -142,35 +143,53 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.process
-@pytest.mark.skipif(not (Path(sys.prefix) / ".modat-requirements").exists(), reason="not the launchers' environment")
-def test_a_preempted_job_of_two_processes_is_queued_again_and_ends_with_the_same_weights(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    data = make_data(tmp_path / "drawn", clips=(4, 2, 2), tasks=("ms3",))
-    options = "lr_schedule=dict(type='cosine', warmup_steps=1)"
-    straight, stopped = (
-        write_config(tmp_path / name / "tiny.py", data, batch_size=1, workers=1, process=options) for name in "ab"
-    )
-    file = ROOT / "scripts/slurm/eight_gpus.sbatch"
-    job = cluster.sbatch(file, "ms3", straight, nodes=1, per_node=2)
-    output, _ = job.communicate(timeout=200)
-    assert job.returncode == 0 and "2 processes (cpu)" in output, output
-    assert output.count("2 processes (cpu)") == 1, "one process speaks for all"
-    assert not cluster.requeued.exists()
+def full_job(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that trains in the tasks of a job."""
+    lacking = not (Path(sys.prefix) / ".modat-requirements").exists()
+    skipped: Callable[..., None] = pytest.mark.skipif(lacking, reason="not the launchers' environment")(test)
+    marked: Callable[..., None] = pytest.mark.process(skipped)
+    return marked
 
-    folder = stopped.parent / "work_dir/tiny"
-    job = cluster.sbatch(file, "ms3", stopped, nodes=1, per_node=2)
+
+def small_config(folder: Path, data: Path) -> Path:
+    options = "lr_schedule=dict(type='cosine', warmup_steps=1)"
+    return write_config(folder / "tiny.py", data, batch_size=1, workers=1, process=options)
+
+
+def train_until_preempted(cluster: Cluster, config: Path) -> None:
+    """Start a job of two processes, and send it SIGUSR1 after its first step."""
+    folder = config.parent / "work_dir/tiny"
+    job = cluster.sbatch(EIGHT, "ms3", config, nodes=1, per_node=2)
     wait_for(job, (folder / "metrics.csv").exists)
     job.send_signal(signal.SIGUSR1)  # to the shell of the job alone, as --signal=B:USR1@300 says
     output, _ = job.communicate(timeout=200)
     assert job.returncode == 128 + signal.SIGUSR1, output
+    assert output.count("2 processes (cpu)") == 1, "one process speaks for all"
     assert "stopped by signal 10: the run is saved in" in output and "Traceback" not in output
     assert cluster.requeued.read_text() == "4711\n"
-    assert 1 <= read_checkpoint(folder / LAST)["run"]["step"] < 4
+    position = read_checkpoint(folder / LAST)["run"]
+    assert 1 <= position["step"] < 4 and position["order"]["the number of processes"] == 2
 
+
+@full_job
+def test_a_preempted_job_of_two_processes_saves_and_is_queued_again(
+    cluster: Cluster, drawn: Path, tmp_path: Path
+) -> None:
+    train_until_preempted(cluster, small_config(tmp_path, drawn))
+
+
+@pytest.mark.slow
+@full_job
+def test_a_job_that_was_queued_again_ends_with_the_same_weights(cluster: Cluster, drawn: Path, tmp_path: Path) -> None:
+    straight, stopped = (small_config(tmp_path / name, drawn) for name in "ab")
+    job = cluster.sbatch(EIGHT, "ms3", straight, nodes=1, per_node=2)
+    output, _ = job.communicate(timeout=200)
+    assert job.returncode == 0, output
+    assert not cluster.requeued.exists()
+
+    train_until_preempted(cluster, stopped)
     cluster.restarts += 1
-    job = cluster.sbatch(file, "ms3", stopped, nodes=1, per_node=2)
+    job = cluster.sbatch(EIGHT, "ms3", stopped, nodes=1, per_node=2)
     output, _ = job.communicate(timeout=200)
     assert job.returncode == 0 and "going on at epoch 1" in output, output
     expected, found = (read_checkpoint(config.parent / "work_dir/tiny" / LAST) for config in (straight, stopped))
