@@ -19,7 +19,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Open a page on this machine: drop a video or record one, and see what the model takes to be "
         "sounding; beside it the same video muted, or with another sound.",
     )
-    parser.add_argument("--model", metavar="NAME", help="a packed model, by name or file")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a packed model by name or file, a model folder, or a repository of the hub"
+    )
     parser.add_argument("--config", metavar="C", help="config of the weights")
     parser.add_argument(
         "--checkpoint",

@@ -13,7 +13,7 @@ import soundfile
 from scripts.prediction.media import open_media, open_sound, read_channels
 from scripts.prediction.overlay import Track, even, split
 from scripts.prediction.source import Damage, SoundFile
-from scripts.prediction.video import VideoFile, open_video, video_stream
+from scripts.prediction.video import VideoFile, open_video, stated_size, video_stream
 from utils.errors import DataError
 
 PREVIEW_SIDE = 640  # pixels
@@ -75,8 +75,7 @@ def read_clip(upload: Path, folder: Path, limits: Limits) -> Clip:
     """
     _check_bytes(upload, limits)
     with open_media(upload) as container:
-        context = video_stream(container).codec_context
-        _check_pixels(context.width, context.height, upload, limits)
+        _check_pixels(*stated_size(video_stream(container), upload), upload, limits)
     video = open_video(upload, silent=True, sound=None)
     _check_pixels(video.width, video.height, upload, limits)
     if video.duration is not None:

@@ -19,6 +19,7 @@ from utils.optional import import_optional
 from utils.runtime import warn
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+PUBLIC = Path("/tmp")
 FIRST_PORT, PORTS = 7860, 100
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -67,8 +68,10 @@ def serve(
         ConfigError: Gradio is not installed, or the port cannot be had.
     """
     folder = Path(tempfile.mkdtemp(prefix="modat-demo-"))
+    link = neutral_name(folder)
+    seen = folder if link is None else link
     os.environ.update(  # read by Gradio when it is imported
-        GRADIO_TEMP_DIR=str(folder / "files"),
+        GRADIO_TEMP_DIR=str(seen / "files"),
         GRADIO_ANALYTICS_ENABLED="0",
         HF_HUB_DISABLE_TELEMETRY="1",
         DO_NOT_TRACK="1",
@@ -85,8 +88,8 @@ def serve(
 
         chosen = free_port(host, port)
         models.get(models.names[0])
-        desk = Desk(models, folder / "files", fps, limits)
-        page = build(desk, make_examples(folder / "examples", stamps))
+        desk = Desk(models, seen / "files", fps, limits)
+        page = build(desk, make_examples(seen / "examples", stamps))
         if stop.is_set():
             return
         page.launch(
@@ -116,8 +119,25 @@ def serve(
         if page is not None:
             page.close(verbose=False)
         shutil.rmtree(folder, ignore_errors=True)
+        if link is not None:
+            shutil.rmtree(link.parent, ignore_errors=True)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def neutral_name(folder: Path) -> Path | None:
+    """A link to a folder, in a new folder of its own in /tmp; None where the folder is in /tmp, or there is none.
+
+    Gradio's file addresses hold whole paths: with the link they do not show where TMPDIR lies.
+    """
+    if folder.parent == PUBLIC:
+        return None
+    try:
+        link = Path(tempfile.mkdtemp(prefix="modat-demo-", dir=PUBLIC)) / "page"
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+    except OSError:
+        return None
+    return link
 
 
 def free_port(host: str, port: int | None) -> int:

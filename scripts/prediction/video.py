@@ -1,5 +1,6 @@
 """Video files as sources: pictures, their orientation and times, and where the sound is."""
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,16 @@ import av
 import numpy as np
 
 from scripts.prediction.media import JUMP, decode, open_media, open_sound, read_sound, sound_rate
-from scripts.prediction.source import Damage, Frame, Orientation, Sound, SoundFile, check_size
+from scripts.prediction.source import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    Damage,
+    Frame,
+    Orientation,
+    Sound,
+    SoundFile,
+    check_size,
+)
 from utils.errors import DataError
 
 MISSING_END = 0.5  # seconds; a file that ends this much before its header says is truncated
@@ -75,11 +85,17 @@ def open_video(path: Path, *, silent: bool, sound: Path | None) -> VideoFile:
     damage = Damage()
     with open_media(path) as container:
         stream = video_stream(container)
-        context = stream.codec_context
-        check_size(context.width, context.height, path)
+        size = stated_size(stream, path)
+        check_size(*size, path)
         first = next(decode(container, stream, damage, path), None)
         if first is None:
-            raise DataError(f"{path} has a picture track, and no picture in it can be decoded: the file is damaged.")
+            cause = "the file is damaged."
+            if 0 in size:
+                cause = (
+                    "its header states no size, or one far above the limits, which are "
+                    f"{MAX_SIDE:,} pixels per side and {MAX_PIXELS:,} together."
+                )
+            raise DataError(f"{path} has a picture track, and no picture in it can be decoded: {cause}")
         check_size(first.width, first.height, path)
         zero = first.time if first.time is not None else 0.0
         orientation = orientation_of(first)
@@ -120,6 +136,21 @@ def video_stream(container: Any) -> Any:
         if stream.codec_context is not None and not stream.disposition & cover:
             return stream
     raise DataError(f"{container.name.removeprefix('file:')} has no picture track.")
+
+
+def stated_size(stream: Any, path: Path) -> tuple[int, int]:
+    """Width and height that a header states, pixels; 0 where it states none, or one that FFmpeg takes for a fault.
+
+    FFmpeg drops sizes for which a picture cannot be addressed. Those of a GIF are read from its first ten bytes.
+    """
+    context = stream.codec_context
+    if context.width == 0 and context.name == "gif":
+        with path.open("rb") as file:
+            start = file.read(10)
+        if len(start) == 10 and start.startswith(b"GIF8"):
+            width, height = struct.unpack("<HH", start[6:])
+            return int(width), int(height)
+    return int(context.width), int(context.height)
 
 
 def orientation_of(picture: Any) -> Orientation:

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from dataloader.front_ends import AISFX
+from model.checkpoint import save_weights
 from scripts.demo_page.answer import Look, answer, draw_overlay
 from scripts.demo_page.clip import Limits, read_clip, read_other_sound
 from scripts.demo_page.desk import MUTED, Desk, Shown
@@ -33,10 +34,10 @@ from scripts.demo_page.examples import make_examples
 from scripts.demo_page.models import Choice, Models, find_choices
 from scripts.demo_page.pictures import mask_strip, moment_picture
 from scripts.demo_page.sentences import public
-from scripts.demo_page.server import free_port, serve
+from scripts.demo_page.server import free_port, neutral_name, serve
 from scripts.prediction import PredictionModel, predict
 from tests.videos import corner, make_video, read_audio, read_video, tone
-from utils.errors import ConfigError, DataError
+from utils.errors import CheckpointError, ConfigError, DataError
 from utils.runtime import ROOT
 
 GREEN, MAGENTA = (0, 190, 90), (230, 40, 200)
@@ -164,7 +165,12 @@ HOSTILE: list[tuple[str, Callable[[Path], object], Limits, str]] = [
     ("empty.mp4", lambda path: path.write_bytes(b""), Limits(), "is empty"),
     ("wide.mp4", lambda path: gif(path, 50_000, 2), Limits(), "50,000 x 2 pixels; this page takes up to 4,096"),
     ("square.mp4", lambda path: gif(path, 16_000, 16_000), Limits(), "16,000 x 16,000 pixels; this page takes up to"),
-    ("huge.mp4", lambda path: gif(path, 50_000, 50_000), Limits(), "no picture in it can be decoded"),
+    (
+        "huge.gif",
+        lambda path: gif(path, 50_000, 50_000),
+        Limits(),
+        "50,000 x 50,000 pixels; this page takes up to 4,096",
+    ),
     (
         "large.mp4",
         lambda path: path.write_bytes(b"0" * 2**21),
@@ -334,7 +340,7 @@ def test_examples_are_drawn_where_there_are_no_stamps(drawn: Path, tmp_path: Pat
             assert read_clip(example.video, tmp_path, Limits()).seconds == pytest.approx(5)
 
 
-def test_models_to_choose_from(tmp_path: Path) -> None:
+def test_models_to_choose_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model" / "packed").mkdir(parents=True)
     for name in ("b", "a"):
         (tmp_path / "model" / "packed" / f"{name}.safetensors").touch()
@@ -345,6 +351,15 @@ def test_models_to_choose_from(tmp_path: Path) -> None:
     assert [choice.name for choice in found] == ["a", "b", "MoDAT_pvt2_ms3 (trained here)"]
     assert found[2].config == ROOT / "config/ms3/MoDAT_pvt2_ms3.py" and found[0].config is None
     weights = str(trained / "MS3_best.pth")
+    folder = tmp_path / "owl"
+    folder.mkdir()
+    save_weights({"a": torch.zeros(1)}, folder / "model.safetensors")
+    monkeypatch.setattr("model.hub._download", lambda repo, revision: folder)
+    for given, label in ((str(folder), "owl"), (str(folder / "model.safetensors"), "owl"), ("lab/barn", "lab/barn")):
+        choice = find_choices(given, None, None, tmp_path, tmp_path / "runs")[0]
+        assert (choice.name, choice.checkpoint.resolve()) == (label, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"is no model folder: it lacks model\.safetensors"):
+        find_choices(str(trained), None, None, tmp_path, tmp_path / "runs")
     first = find_choices(None, weights, "config/s4/MoDAT_pvt2_s4.py", tmp_path, tmp_path / "runs")
     assert [choice.name for choice in first] == ["MoDAT_pvt2_s4", "a", "b"]
     for arguments, message in (
@@ -358,6 +373,13 @@ def test_models_to_choose_from(tmp_path: Path) -> None:
         find_choices(None, None, None, tmp_path / "runs", tmp_path / "none")
     with pytest.raises(ConfigError, match="There is no model 'c'"):
         Models(found).get("c")
+
+
+def test_the_folder_of_the_files_has_a_name_that_says_nothing(tmp_path: Path) -> None:
+    link = neutral_name(tmp_path)
+    assert link is not None and re.fullmatch(r"/tmp/modat-demo-\w+/page", str(link)) and link.resolve() == tmp_path
+    shutil.rmtree(link.parent)
+    assert tmp_path.is_dir() and neutral_name(Path("/tmp/modat-demo-x")) is None
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -495,6 +517,8 @@ def test_the_page_in_a_browser(address: str, tmp_path: Path) -> None:
         assert all(0 < now < then for now, then in zip(painted(less), painted(swapped), strict=True))
         for name, then in zip(("own", "other"), swapped_videos, strict=True):
             page.wait_for_function(f"document.querySelector('#video-{name} video').src != {then!r}")
+        assert all("file=/tmp/modat-demo-" in source for source in videos())
+        assert str(tmp_path) not in page.content() and str(ROOT) not in page.content()  # addresses included
         assert page.evaluate("document.querySelector('#video-own video').error") is None
 
         for upload, words in ((text, "text.mp4 is not a video"), (wide, "50,000 x 2 pixels")):

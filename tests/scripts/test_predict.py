@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -355,6 +356,12 @@ def test_what_is_not_a_video_is_refused_in_a_sentence(tmp_path: Path) -> None:
         picture=lambda index: np.zeros((2, 50_000, 3), np.uint8),
     )
     Image.new("L", (50_000, 1000)).save(tmp_path / "wide.png")
+    (tmp_path / "huge.gif").write_bytes(b"GIF89a" + struct.pack("<HH", 50_000, 50_000) + b"\0\0\0;")
+    huge = make_video(tmp_path / "huge.mkv", size=(1234, 566), codec="ffv1", times=(0,))
+    stated = b"\xb0\x82" + struct.pack(">H", 1234) + b"\xba\x82" + struct.pack(">H", 566)  # PixelWidth, PixelHeight
+    assert stated in huge.read_bytes()
+    larger = b"\xb0\x82" + struct.pack(">H", 50_000) + b"\xba\x82" + struct.pack(">H", 50_000)
+    huge.write_bytes(huge.read_bytes().replace(stated, larger))
     for name, message in {
         "missing.mp4": "does not exist",
         "empty.mp4": "is empty",
@@ -365,6 +372,8 @@ def test_what_is_not_a_video_is_refused_in_a_sentence(tmp_path: Path) -> None:
         "clip.mp4": "no sound track: --silent goes on with silence",
         "folder": "holds no pictures",
         wide.name: "pictures of 50000 x 2 pixels; the limits are 16,384 per side",
+        "huge.gif": "pictures of 50000 x 50000 pixels; the limits are 16,384 per side",
+        huge.name: "no size, or one far above the limits, which are 16,384 pixels per side and 36,000,000 together",
         "wide.png": "more than 36,000,000 pixels|no sound",
     }.items():
         with pytest.raises(DataError, match=message):
