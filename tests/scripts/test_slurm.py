@@ -191,7 +191,7 @@ def test_a_job_that_was_queued_again_ends_with_the_same_weights(cluster: Cluster
     cluster.restarts += 1
     job = cluster.sbatch(EIGHT, "ms3", stopped, nodes=1, per_node=2)
     output, _ = job.communicate(timeout=200)
-    assert job.returncode == 0 and "going on at epoch 1" in output, output
+    assert job.returncode == 0 and "going on at epoch" in output, output
     expected, found = (read_checkpoint(config.parent / "work_dir/tiny" / LAST) for config in (straight, stopped))
     assert found["run"]["step"] == 4
     for name, tensor in expected["state_dict"].items():
