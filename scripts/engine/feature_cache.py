@@ -21,8 +21,10 @@ class FrozenFeatures:
     They are computed per clip, in float32 and in evaluation mode, so that they do not depend on the batch in which the
     clip first appeared: a resumed run reads, bit for bit, what an uninterrupted one would have computed.
 
+    Clips are found by their bytes on the host: where they lie there, nothing waits for the device.
+
     Args:
-        network: (T, ...) -> (T, ...), or a list of such.
+        network: (T, ...) -> (T, ...), or a list of such; it runs where its weights are.
         folder: of the cache; each set of weights has its own folder below it. None keeps nothing on disk.
         in_memory: also keep in memory what was read, for small features.
         per_frame: compute and keep the features of each frame by itself, so that clips and single frames share them.
@@ -39,19 +41,20 @@ class FrozenFeatures:
         """The network's outputs for clips.
 
         Args:
-            clips: (B, T, ...).
+            clips: (B, T, ...), on the CPU.
             changed: (B,) bool, with `per_frame` (B, T): True for augmented inputs, which do not come again: their
                 features are computed and not kept. None = none are.
 
         Returns:
-            (B * T, ...) float32 each, on the same device.
+            (B * T, ...) float32 each, on the CPU; pinned where there is a GPU.
         """
         parts = clips.flatten(0, 1).unsqueeze(1) if self.per_frame else clips
         passing = [False] * len(parts) if changed is None else changed.flatten().tolist()
         found = [
             self._compute(part) if once else self._features(part) for part, once in zip(parts, passing, strict=True)
         ]
-        return [torch.cat(maps).to(clips.device) for maps in zip(*found, strict=True)]
+        joined = [torch.cat(maps) for maps in zip(*found, strict=True)]
+        return [maps.pin_memory() for maps in joined] if torch.cuda.is_available() else joined
 
     def _features(self, clip: Tensor) -> list[Tensor]:
         key = hashlib.sha256(clip.float().contiguous().cpu().numpy().data).hexdigest()
@@ -71,11 +74,12 @@ class FrozenFeatures:
         return found
 
     def _compute(self, clip: Tensor) -> list[Tensor]:
+        device = next(self.network.parameters(), clip).device
         modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         try:
-            with torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
-                out = self.network(clip.float())
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                out = self.network(clip.float().to(device))
         finally:
             for module, training in modes:  # frozen normalisation stays in evaluation mode within a training network
                 module.training = training
@@ -95,7 +99,7 @@ class KnownFeatures:
         self.maps = maps
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments of the model's forward for a batch of the data module."""
+        """Keyword arguments of the model's forward, on the CPU, for a batch of the data module that is there too."""
         known: dict[str, Any] = {}
         if self.embeddings is not None:
             known["embedding"] = self.embeddings(batch["log_mel"], batch.get("changed_sound"))[0]

@@ -12,6 +12,7 @@ from lightning.fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from model.avs_model import ModelOutput, flagged_indices, scatter_rows
@@ -22,6 +23,8 @@ from utils.reproducibility import step_seed
 
 Batch = dict[str, Any]
 Losses = dict[str, Tensor]
+KNOWN = "known_features"
+"""In a batch of `to_device`: keyword arguments of the model in place of its frozen parts."""
 Predict = Callable[[Batch, int], Tensor]
 """(batch, number of its first clip in the split) -> logits (N, K, H, W) float32."""
 
@@ -60,11 +63,11 @@ def train_one_epoch(
     accumulate, batches = process["accumulate"], len(loader)
     for index, batch in enumerate(loader, start=position.batch):
         torch.manual_seed(step_seed(process["seed"], position.epoch, index, fabric.global_rank))
-        batch = to_device(batch, fabric.device)
+        batch = to_device(batch, fabric.device, known)
         steps = (index + 1) % accumulate == 0 or index + 1 == batches
         with fabric.no_backward_sync(model, enabled=not steps):
             labelled = batch["labelled_indices"]
-            output = forward(model, batch, labelled, known)
+            output = forward(model, batch, labelled)
             losses = criterion(output, *targets(batch, labelled))
             on_loss(losses, batch)
             # The last step of an epoch may have fewer batches.
@@ -129,18 +132,18 @@ def predictor(model: nn.Module, device: torch.device, known: KnownFeatures | Non
 
     @torch.inference_mode()
     def predict(batch: Batch, first_clip: int) -> Tensor:
-        batch = to_device(batch, device)
+        batch = to_device(batch, device, known)
         real = batch["real_indices"]  # padded frames need no masks
-        logits = forward(model, batch, real, known).logits.float()
+        logits = forward(model, batch, real).logits.float()
         return scatter_rows(logits, real, batch["vid_temporal_mask_flag"].numel())
 
     return predict
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch on a device, with the indices of its labelled and of its real frames (None: all).
+def to_device(batch: Batch, device: torch.device, known: KnownFeatures | None = None) -> Batch:
+    """A batch on a device, with the indices of its labelled and of its real frames (None: all), and known features.
 
-    The indices are found first, on the CPU, where that needs no synchronisation. `label_mask` is the labels' flag (N,)
+    Both are found first, on the CPU, where that needs no synchronisation. `label_mask` is the labels' flag (N,)
     if no frame has a label, else None: labelled frames are selected by index.
     """
     indices = {
@@ -149,15 +152,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     }
     labelled = batch["gt_temporal_mask_flag"].flatten()
     found = {**batch, **indices, "label_mask": None if labelled.any() else labelled}
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in found.items()
-    }
+    found[KNOWN] = {} if known is None else known(batch)
+    moved: Batch = tree_map(
+        lambda value: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value, found
+    )
+    return moved
 
 
-def forward(
-    model: nn.Module, batch: Batch, frame_indices: Tensor | None, known: KnownFeatures | None = None
-) -> ModelOutput:
-    """The model's output for a batch of clips, for the frames (A,) whose masks are needed; None: all."""
+def forward(model: nn.Module, batch: Batch, frame_indices: Tensor | None) -> ModelOutput:
+    """The model's output for a batch of `to_device`, for the frames (A,) whose masks are needed; None: all."""
     real = batch["real_indices"]
     output: ModelOutput = model(
         batch["log_mel"].flatten(0, 1),
@@ -165,7 +168,7 @@ def forward(
         None if real is None else batch["vid_temporal_mask_flag"].flatten(),
         frame_indices,
         real_indices=real,
-        **(known(batch) if known is not None else {}),
+        **batch[KNOWN],
     )
     return output
 

@@ -320,13 +320,13 @@ class Run:
                 "model.audio_norm='standardise' needs a frozen audio encoder: set model.audio_encoder.frozen=True, or "
                 "model.audio_norm to 'batch' or 'layer'."
             )
-        dataset, device = self.data.dataset("train"), self.fabric.device
+        dataset = self.data.dataset("train")
         encode = self.known.embeddings or FrozenFeatures(self.model.audio_encoder, None, in_memory=False)
         clips = len(dataset.clips)
         found: list[Tensor] = [torch.empty(0)] * clips
         first = clips * self.fabric.global_rank // self.fabric.world_size
         for index in (*range(first, clips), *range(first)):  # processes start apart, and find each other's on disk
-            found[index] = encode(dataset.read_log_mel(dataset.clips[index])[None].to(device))[0]
+            found[index] = encode(dataset.read_log_mel(dataset.clips[index])[None])[0]
         norm.fit(found)
 
     def _train_epoch(self, loader: DataLoader[Batch]) -> None:

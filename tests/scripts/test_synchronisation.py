@@ -18,6 +18,7 @@ from model.criterion import SegmentationLoss
 from model.set_criterion import MaskClassificationLoss
 from scripts.engine.agreed import AgreedSignal
 from scripts.engine.fabric import ends_with_this_process
+from scripts.engine.feature_cache import FrozenFeatures, KnownFeatures
 from scripts.engine.loop import evaluate, predictor, train_one_epoch
 from scripts.engine.nonfinite import FiniteCheck, NonFiniteLossError
 from scripts.engine.resume import Position, StopSignals
@@ -76,10 +77,14 @@ class StubFabric:
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm, error_if_nonfinite=error_if_nonfinite)
 
 
-def train(name: str, num_classes: int, padded: bool) -> PretendDevice:
-    """Two training steps."""
+def train(name: str, num_classes: int, padded: bool, cache: Path | None = None) -> PretendDevice:
+    """Two training steps; `cache`: the embeddings of the sounds are in it."""
     torch.manual_seed(0)
     model: Any = build_model(tiny(VARIANTS[name], num_classes=num_classes))
+    known = None
+    if cache is not None:
+        known = KnownFeatures(FrozenFeatures(model.audio_encoder, cache, in_memory=False, per_frame=True), None)
+        known(batch(num_classes, padded))
     kind = MaskClassificationLoss if "classification" in name else SegmentationLoss
     with PretendDevice() as device:
         move(model)
@@ -92,10 +97,13 @@ def train(name: str, num_classes: int, padded: bool) -> PretendDevice:
             fabric=StubFabric(),  # type: ignore[arg-type]
             position=Position(),
             process={"seed": 0, "accumulate": 1, "clip_grad_norm": 1.0},
+            known=known,
             on_loss=lambda *_: None,
             on_batch=lambda *_: None,
         )
     assert all(parameter.grad is None for parameter in model.parameters())
+    if cache is not None:
+        assert list(cache.rglob("*.safetensors"))
     return device
 
 
@@ -126,6 +134,10 @@ STEPS = [("modat", False), ("modat", True), ("temporal", True), ("mixer", True),
 @pytest.mark.parametrize(("name", "padded"), STEPS)
 def test_a_training_step_does_not_wait(name: str, padded: bool) -> None:
     assert not train(name, 1, padded).waits
+
+
+def test_embeddings_are_found_in_the_cache_without_waiting(tmp_path: Path) -> None:
+    assert not train("modat", 1, padded=True, cache=tmp_path).waits
 
 
 def test_a_semantic_training_step_does_not_wait() -> None:
