@@ -15,6 +15,7 @@ from scripts.engine.resume import PREVIOUS, Position
 from scripts.engine.task_metrics import SCALARS
 from utils.errors import ConfigError, DataError
 from utils.files import LAST, check_writable
+from utils.portable import portable
 
 FAULTS_SHOWN = 10
 
@@ -107,7 +108,7 @@ def open_log(
         experts=experts,
         title=title,
         logger=cfg.process.logger,
-        config=plain(cfg.to_dict()),
+        config=portable(plain(cfg.to_dict())),  # others may see a service's pages
         resume_step=position.step if started else None,
         validation_pending=position.validation_pending,
     )

@@ -10,6 +10,7 @@ import pandas as pd
 from scripts.engine.plots import epoch_means
 from scripts.reporting.runs import RunFolder
 from utils.config import SPLITS
+from utils.portable import portable
 
 ABSENT = "-"
 NOT_COMPARED = ("process.work_dir",)
@@ -43,7 +44,10 @@ class Line:
 
 
 def config_differences(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:
-    """Keys whose values differ, and the values per run as text; a key that differs alike in all splits comes once."""
+    """Keys whose values differ, and the values per run as text; a key that differs alike in all splits comes once.
+
+    Absolute paths are shortened, see `utils.portable`: the page is given away.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.config)
     found = {
         key: [_text(run.config, key) for run in runs]
@@ -56,7 +60,7 @@ def config_differences(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]
         split, _, leaf = rest.partition(".")
         if section == "dataset" and split in SPLITS and all(found.get(f"dataset.{s}.{leaf}") == values for s in SPLITS):
             key = f"dataset.*.{leaf}"
-        merged[key] = values
+        merged[key] = [portable(value) for value in values]
     return sorted(merged.items())
 
 

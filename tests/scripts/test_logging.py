@@ -13,8 +13,10 @@ from PIL import Image
 from model import build_model
 from model.moe import Top2Router
 from scripts.engine.expert_load import ExpertLoad
+from scripts.engine.folder import open_log
 from scripts.engine.logging import CsvLog, RunLog
 from scripts.engine.plots import read_curves, save_class_bars, save_curves, save_experts
+from scripts.engine.resume import Position
 from scripts.engine.trackers import import_logger, open_tracker
 from tests.support import example, tiny
 from utils.config import load_config
@@ -186,6 +188,16 @@ def test_a_logger_that_is_missing_or_refuses_is_one_sentence(tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "trackio", refusing)
     with pytest.raises(ConfigError, match=r"trackio\.init failed \(RuntimeError: no login\)"):
         open_tracker("trackio", tmp_path, {}, resume=False)
+
+
+def test_a_service_is_not_told_where_the_data_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = StandIn("trackio")
+    monkeypatch.setitem(sys.modules, "trackio", service)
+    work_dir = f"process.work_dir={tmp_path}"
+    cfg = load_config("config/ms3/MoDAT_pvt2_ms3.py", ["process.logger=trackio", work_dir])
+    open_log(cfg, tmp_path, Position(), "title", ["total"], []).close()
+    config = service.calls[0][1]["config"]
+    assert config["task"] == "ms3" and str(tmp_path) not in str(config)
 
 
 def test_neither_service_is_imported_by_default(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from scripts.engine.clip_pictures import ClipPictures, Predictions, StoredClips,
 from scripts.engine.testing import origin_of_scores, score, write_results
 from scripts.report import main
 from scripts.reporting.compare import clip_table, config_differences, score_lines
-from scripts.reporting.runs import read_config, read_runs
+from scripts.reporting.runs import RunFolder, read_config, read_runs
 from tests.drawn import dataset_configs
 from utils.errors import ConfigError, DataError
 
@@ -133,6 +133,12 @@ def test_keys_that_differ_are_found_and_splits_that_differ_alike_merged(runs: li
         "dataset.*.img_size": ["[48, 48]", "[64, 48]"],
         "dataset.val.flip": ["False", "True"],
     }
+
+
+def test_folders_of_the_data_are_told_apart_without_their_place() -> None:
+    folders = ("/home/a/first", "/home/a/second", "data/third")
+    runs = [RunFolder(name, Path(name), {"dataset.test.dir_img": name}, []) for name in folders]
+    assert config_differences(runs) == [("dataset.test.dir_img", ["first", "second", "data/third"])]
 
 
 def test_scores_are_those_of_the_best_epoch_and_of_the_tests(runs: list[Path]) -> None:
