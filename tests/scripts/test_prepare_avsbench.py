@@ -67,6 +67,20 @@ def semantic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_up.make_semantic(tmp_path_factory.mktemp("semantic"))
 
 
+@pytest.fixture(scope="module")
+def v1m(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with v1m alone."""
+    return made_up.make_semantic(tmp_path_factory.mktemp("v1m"), subsets=("v1m",))
+
+
+@pytest.fixture(scope="module")
+def original_size(semantic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """AVSBench-semantic as prepared for avss with the option --size original."""
+    out = tmp_path_factory.mktemp("original")
+    assert prepare(semantic, out, "--task", "avss", size="original") == 0
+    return out
+
+
 @pytest.mark.parametrize("pkl", [False, True], ids=["waves", "pkl"])
 @pytest.mark.parametrize("task", ["s4", "ms3"])
 def test_items_of_the_object_release_are_those_of_the_raw_tree(task: str, pkl: bool, tmp_path: Path) -> None:
@@ -81,21 +95,20 @@ def test_items_of_the_object_release_are_those_of_the_raw_tree(task: str, pkl: b
     assert_same(prepared, of_prepared(tmp_path / "out", task))
 
 
-def test_semantic_release_of_the_wanted_size_is_read_exactly(semantic: Path, tmp_path: Path) -> None:
-    assert prepare(semantic, tmp_path / "out", "--task", "avss", size="original") == 0
-    raw_root = tmp_path / "raw"
-    raw_root.mkdir()
-    (raw_root / "AVSS").symlink_to(semantic / "AVSBench-semantic")
+def test_semantic_release_of_the_wanted_size_is_read_exactly(
+    semantic: Path, original_size: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "AVSS").symlink_to(semantic / "AVSBench-semantic")
     width, height = made_up.SIZE
-    raw = items(dataset_cfg(raw_root, "avss", img_size=(height, width)))
-    prepared = of_prepared(tmp_path / "out", "avss", img_size=(height, width))
+    raw = items(dataset_cfg(tmp_path, "avss", img_size=(height, width)))
+    prepared = of_prepared(original_size, "avss", img_size=(height, width))
     assert {item["masks"].unique().numel() for item in prepared} > {1}
     assert_same(raw, prepared)
 
 
-def test_semantic_release_of_another_size_differs_by_the_jpeg_alone(semantic: Path, tmp_path: Path) -> None:
-    assert prepare(semantic, tmp_path / "out", "--task", "avss") == 0
-    (tmp_path / "AVSS").symlink_to(semantic / "AVSBench-semantic")
+def test_semantic_release_of_another_size_differs_by_the_jpeg_alone(v1m: Path, tmp_path: Path) -> None:
+    assert prepare(v1m, tmp_path / "out", "--task", "avss") == 0
+    (tmp_path / "AVSS").symlink_to(v1m / "AVSBench-semantic")
     raw = items(dataset_cfg(tmp_path, "avss", img_size=(32, 32)))
     prepared = of_prepared(tmp_path / "out", "avss")
     assert_same(raw, prepared, "log_mel", "masks", "gt_temporal_mask_flag", "vid_temporal_mask_flag", "name")
@@ -103,23 +116,22 @@ def test_semantic_release_of_another_size_differs_by_the_jpeg_alone(semantic: Pa
     assert 0 < worst < 0.05  # of about 4 in all
 
 
-def test_labels_semantic_alone_give_the_same_masks(tmp_path: Path) -> None:
+def test_labels_semantic_alone_give_the_same_masks(v1m: Path, tmp_path: Path) -> None:
     alone = made_up.make_semantic(tmp_path / "alone", masks="semantic", subsets=("v1m",))
-    both = made_up.make_semantic(tmp_path / "both", subsets=("v1m",))
     assert prepare(alone, tmp_path / "one", "--task", "avss") == 0
-    assert prepare(both, tmp_path / "two", "--task", "avss") == 0
+    assert prepare(v1m, tmp_path / "two", "--task", "avss") == 0
     assert digest(tmp_path / "one/AVSS") == digest(tmp_path / "two/AVSS")
 
 
-def test_masks_are_index_pngs_that_show_avss_colours_to_other_code(semantic: Path, tmp_path: Path) -> None:
-    assert prepare(semantic, tmp_path, "--task", "avss", size="original") == 0
-    path = next((tmp_path / "AVSS/v2").glob("v2c3*/labels_rgb/1.png"))
-    original = semantic / "AVSBench-semantic" / path.relative_to(tmp_path / "AVSS")
+def test_masks_are_index_pngs_that_show_avss_colours_to_other_code(
+    semantic: Path, original_size: Path, tmp_path: Path
+) -> None:
+    path = next((original_size / "AVSS/v2").glob("v2c3*/labels_rgb/1.png"))
+    original = semantic / "AVSBench-semantic" / path.relative_to(original_size / "AVSS")
     with Image.open(path) as image, Image.open(original) as colours:
         assert image.mode == "P"
         assert np.array_equal(image.convert("RGB"), colours.convert("RGB"))
         assert set(np.unique(np.asarray(image))) == {0, 18, 70}
-    (tmp_path / "grey.png").write_bytes(b"")
     Image.fromarray(np.full((4, 4), 70, np.uint8)).save(tmp_path / "grey.png")
     assert (read_colour_mask(tmp_path / "grey.png", Placement(4, 4), 71) == 70).all()
     with pytest.raises(DataError, match=r"grey\.png has the class 70, but num_classes=70"):
@@ -208,11 +220,11 @@ def test_pkl_for_other_code(tmp_path: Path) -> None:
     assert torch.equal(stored, next(item["log_mel"] for item in prepared if item["name"] == "clip.2"))
 
 
-def test_shorter_side_keeps_the_aspect_for_cropped_training(semantic: Path, tmp_path: Path) -> None:
-    assert prepare(semantic, tmp_path / "out", "--task", "avss", "--fit", "shorter", size=16) == 0
+def test_shorter_side_keeps_the_aspect_for_cropped_training(v1m: Path, tmp_path: Path) -> None:
+    assert prepare(v1m, tmp_path / "out", "--task", "avss", "--fit", "shorter", size=16) == 0
     with Image.open(next((tmp_path / "out").rglob("0.jpg"))) as image:
         assert image.size == (24, 16)
-    (tmp_path / "AVSS").symlink_to(semantic / "AVSBench-semantic")
+    (tmp_path / "AVSS").symlink_to(v1m / "AVSBench-semantic")
     crop = {"crop_img_and_mask": True, "crop_size": 16, "img_size": (16, 16)}
     raw = items({"train": dataset_cfg(tmp_path, "avss", **crop)["train"] | crop})
     cfg = dataset_config("avss", tmp_path / "out", Settings(16, "shorter"), {"train"})["dataset"]
@@ -354,8 +366,8 @@ def test_broken_object_release(what: str, tmp_path: Path, capsys: Capture) -> No
 
 
 @pytest.mark.parametrize("what", BROKEN_SEMANTIC)
-def test_broken_semantic_release(what: str, tmp_path: Path, capsys: Capture) -> None:
-    source = made_up.make_semantic(tmp_path / "raw", subsets=("v1m",))
+def test_broken_semantic_release(what: str, v1m: Path, tmp_path: Path, capsys: Capture) -> None:
+    source = Path(shutil.copytree(v1m, tmp_path / "raw"))
     breaks, message = BROKEN_SEMANTIC[what]
     breaks(source)
     assert_only_fault(source, tmp_path / "out", "avss", UID, message, capsys)
@@ -418,8 +430,8 @@ def test_broken_tables(what: str, tmp_path: Path, capsys: Capture) -> None:
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_broken_class_list_stops_avss_alone(semantic: Path, tmp_path: Path, capsys: Capture) -> None:
-    source = Path(shutil.copytree(semantic, tmp_path / "raw"))
+def test_broken_class_list_stops_avss_alone(v1m: Path, tmp_path: Path, capsys: Capture) -> None:
+    source = Path(shutil.copytree(v1m, tmp_path / "raw"))
     (source / "AVSBench-semantic/label2idx.json").write_text('{"dog": 99}')
     assert prepare(source, tmp_path / "out", "--task", "avss", "--task", "ms3") == 2
     printed = capsys.readouterr()
