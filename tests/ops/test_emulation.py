@@ -22,7 +22,6 @@ PROGRAM = r"""
 static float out[64];
 static void sum() { out[threadIdx.x] = __shfl_xor_sync(~0u, float(threadIdx.x), 1) + __shfl_sync(~0u, 1.0f, 3, 8); }
 static void vote() { out[threadIdx.x] = __popc(__ballot_sync(~0u, threadIdx.x % 5 == 0)); }
-static void down() { out[threadIdx.x] = __shfl_down_sync(~0u, float(threadIdx.x), 1, 8); }
 static void turn() {
   auto* shared = (float*)emu::shared_memory();
   out[threadIdx.x] = shared[63 - threadIdx.x];
@@ -43,7 +42,7 @@ extern "C" const char* run(const char* name, float* into) {
   memset(out, 0, sizeof out);
   try {
 #define KERNEL(kernel) if (wanted == #kernel) emu::launch(1, 64, 64 * sizeof(float), nullptr, kernel);
-    KERNEL(sum) KERNEL(vote) KERNEL(down) KERNEL(turn) KERNEL(ended) KERNEL(lacks) KERNEL(other) KERNEL(outside)
+    KERNEL(sum) KERNEL(vote) KERNEL(turn) KERNEL(ended) KERNEL(lacks) KERNEL(other) KERNEL(outside)
     KERNEL(barrier) KERNEL(waits) KERNEL(unaligned)
     said = "";
   } catch (const std::exception& error) {
@@ -78,7 +77,6 @@ def run(program: ctypes.CDLL, name: str) -> tuple[list[float], str]:
     [
         ("sum", [(lane ^ 1) + 1 for lane in range(64)]),
         ("vote", [7] * 32 + [6] * 32),
-        ("down", [lane + (lane % 8 != 7) for lane in range(64)]),
         ("turn", list(range(63, -1, -1))),  # shared memory is NaN at first
     ],
 )
@@ -103,6 +101,14 @@ def test_warp_functions_and_shared_memory(program, name, expected):
 )
 def test_what_cuda_leaves_undefined_raises(program, name, message):
     assert message in run(program, name)[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["void f() {}", "__shared__ int x[3]; f<<<1, 1, 0, stream>>>(x);", "f<<<1, 1, 0, s>>>(x)"]
+)
+def test_source_that_cannot_be_rewritten_is_refused(text):
+    with pytest.raises(ValueError, match="a launch or a shared array that as_cpp does not know"):
+        build.as_cpp(text)
 
 
 def test_the_operators_run_the_emulated_kernels_while_active(emulation):

@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
 
 from ops import build
 
@@ -49,11 +48,17 @@ extern "C" void emulation_leave() { emulated.reset(); }
 """
 
 
+@functools.cache
 def unavailable() -> str:
     """Why there is no emulation on this machine; empty if there is."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "the emulation needs Linux on x86-64"
-    return "" if shutil.which("g++") else "the emulation needs g++"
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        return "the emulation needs a processor with AVX2"
+    if shutil.which("g++") is None:
+        return "the emulation needs g++"
+    version = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True).stdout.strip()
+    return "" if int(version.split(".")[0]) >= 12 else f"the emulation needs g++ 12 or newer, this is {version}"
 
 
 def as_cpp(kernels: str) -> str:
@@ -80,6 +85,8 @@ def library(variant: str = "sm_90", sources: Mapping[str, str] | None = None) ->
         variant: key of VARIANTS.
         sources: texts by file name that replace those of ops/src.
     """
+    from torch.utils import cpp_extension  # warns where there is no GPU
+
     arch, flags = VARIANTS[variant]
     texts = {path.name: path.read_text() for path in sorted(SOURCES.glob("cuda*"))} | dict(sources or {})
     headers = {name: text for name, text in texts.items() if name.endswith(".h")}

@@ -38,7 +38,7 @@ namespace {
 
 constexpr unsigned warp_size = 32;
 constexpr size_t stack_bytes = 256 << 10;
-constexpr const char* names[] = {"no call",   "__shfl_sync", "__shfl_xor_sync", "__shfl_down_sync", "__ballot_sync",
+constexpr const char* names[] = {"no call",    "__shfl_sync",   "__shfl_xor_sync", "__ballot_sync",
                                  "__syncwarp", "__syncthreads", "the end"};
 
 struct Fiber {
@@ -120,7 +120,6 @@ void carry_out(unsigned first, unsigned mask) {
     unsigned source = lane;
     if (fiber.call == Call::shuffle) source = begin + operand % width;
     if (fiber.call == Call::shuffle_xor) source = lane ^ operand;
-    if (fiber.call == Call::shuffle_down) source = lane + operand;
     if (source >= begin + width) source = lane;  // as CUDA defines
     if (!(mask >> source & 1)) fail("a shuffle reads lane " + std::to_string(source) + ", outside of its mask", first + lane);
     memcpy(fiber.out, fibers[first + source]->in, fiber.size);

@@ -27,7 +27,7 @@ extern dim3 blockDim, gridDim;
 
 namespace emu {
 
-enum class Call { none, shuffle, shuffle_xor, shuffle_down, ballot, syncwarp, barrier, ended };
+enum class Call { none, shuffle, shuffle_xor, ballot, syncwarp, barrier, ended };
 
 // Number of calls since the process started.
 struct Counts {
@@ -69,10 +69,6 @@ T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
   return emu::exchange(emu::Call::shuffle_xor, mask, value, lanes, width);
-}
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned step, int width = 32) {
-  return emu::exchange(emu::Call::shuffle_down, mask, value, int(step), width);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return emu::exchange(emu::Call::ballot, mask, 0u, predicate != 0, 32);

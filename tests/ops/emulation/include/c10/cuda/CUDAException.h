@@ -1,4 +1,3 @@
-// Stands in for PyTorch's header.
 #pragma once
 #include <c10/util/Exception.h>
 #include <cuda_runtime.h>

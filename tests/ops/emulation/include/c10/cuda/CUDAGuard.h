@@ -1,4 +1,3 @@
-// Stands in for PyTorch's header.
 #pragma once
 #include <c10/core/Device.h>
 namespace c10::cuda {

@@ -1,4 +1,3 @@
-// Stands in for PyTorch's header.
 #pragma once
 #include <cuda_runtime.h>
 namespace c10::cuda {
