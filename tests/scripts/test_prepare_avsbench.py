@@ -185,9 +185,9 @@ def test_videos_alone_suffice(task: str, tmp_path: Path) -> None:
     assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")  # the rate of the video's sound
 
 
-@pytest.mark.parametrize("front_end", ["vggish", "aisfx"])
-def test_every_front_end_hears_what_it_hears_of_the_raw_tree(front_end: str, tmp_path: Path) -> None:
-    source = made_up.make_object(tmp_path / "raw", "ms3", channels=2, rate=44_100)
+@pytest.mark.parametrize(("front_end", "rate"), [("vggish", 16_000), ("aisfx", 44_100)])
+def test_every_front_end_hears_what_it_hears_of_the_raw_tree(front_end: str, rate: int, tmp_path: Path) -> None:
+    source = made_up.make_object(tmp_path / "raw", "ms3", channels=2, rate=rate)
     for path in (source / MS3 / "audio_wav").rglob("*.wav"):
         if path.stem not in ("-a_b1", "d4"):  # resampling is slow
             made_up.wave(path, 5, 1)
