@@ -25,9 +25,9 @@ def check_agreement(run: Run, model: AVSModel, inputs: Inputs, what: str) -> flo
     """Compare a file with its model on random inputs of two lengths, one frame or clip and three (traced with two).
 
     A router of experts decides by comparing numbers: where two of them are equal but for rounding, a token goes to one
-    expert in one runtime and to another in the next, and the logits around it differ. Traced with 30 batches of 8
-    random frames and ONNX Runtime, one thread; in all of them the file's routers decide as PyTorch's do for the same
-    tokens.
+    expert in one runtime and to another in the next, and the logits around it differ. Of two models, 30 batches of 8
+    random frames each were run with ONNX Runtime and one thread, and the three batches that differed were traced, in a
+    file that outputs its routes too: its routers decide as PyTorch's do for the same tokens.
 
     A trained MoDAT (lite0, 128 pixels) differed in 1 batch, in one frame, by 0.078 at most and by more than TOLERANCE
     in 0.2 % of the batch's logits: the gates of one token's second and third expert, 0.195, lie 2.5e-7 apart in
@@ -37,8 +37,9 @@ def check_agreement(run: Run, model: AVSModel, inputs: Inputs, what: str) -> flo
     The packed stamps-62 (224 pixels) differed in 2 batches, by 0.31 and 0.18, each in 0.03 % of the logits. In one the
     compiled operators and PyTorch's own lead to different routes, and the file agrees with the latter to 7.4e-5. In the
     other a token's first and second expert, of gates 0.304, lie 5.1e-7 apart and change order; since first choices
-    have priority, another token gets the place. There eager float64 sides with eager float32, and noise of 1e-6 did
-    not bring eager float32 to the file's side in 12 draws.
+    have priority, another token gets the place. In this choice eager float64 sides with eager
+    float32, and noise of 1e-6 did not bring eager float32 to the file's side in 12 draws; other tokens are routed
+    differently in float64, by which its logits differ from float32's by 1.4e-3.
 
     A model with routers that differs on one draw of a length is therefore tried on two more, and has to agree on one; a
     warning says so.
