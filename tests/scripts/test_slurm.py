@@ -179,6 +179,7 @@ def test_a_preempted_job_of_two_processes_saves_and_is_queued_again(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("MODAT_SLOW" not in os.environ, reason="six starts of PyTorch: set MODAT_SLOW=1")
 @full_job
 def test_a_job_that_was_queued_again_ends_with_the_same_weights(cluster: Cluster, drawn: Path, tmp_path: Path) -> None:
     straight, stopped = (small_config(tmp_path / name, drawn) for name in "ab")
