@@ -84,7 +84,9 @@ def test_two_processes_equal_one_with_the_doubled_batch(data: Path, tmp_path: Pa
         for column, value in expected.items():
             # Of rounding, scores see the pixels that it takes across a threshold.
             limit = 2e-3 if column.startswith("val_") else 1e-6
-            near = row[column] == value or float(row[column]) == pytest.approx(float(value), rel=1e-6, abs=limit)
+            # The norm is of gradients whose sums over frames are rounded in another order.
+            share = 1e-5 if column == "gradient_norm" else 1e-6
+            near = row[column] == value or float(row[column]) == pytest.approx(float(value), rel=share, abs=limit)
             assert near, (column, row[column], value)
     for name, value in scored_alone(two.parents[1] / "tiny.py", two / LAST, task).items():
         assert float(log(two)[-1][f"val_{name}"]) == pytest.approx(value, rel=1e-9), name

@@ -108,7 +108,7 @@ def test_every_shipped_config_finds_drawn_data(tmp_path: Path, monkeypatch: pyte
     (False, "ms3/MoDAT_lite0_ms3_stamps", 2, 1),
     (True, "ms3/MoDAT_lite0_ms3_stamps", 10, 2),
     (False, "ms3/MoDAT_best_ms3_stamps", 4, 2),
-    (False, "s4/MoDAT_lite0_s4_stamps", 2, 2),  # one labelled frame per clip
+    (False, "s4/MoDAT_lite0_s4_stamps", 4, 4),  # one labelled frame per clip
 ])  # fmt: skip
 def test_a_batch_is_cut_on_a_cpu_alone(
     gpu: bool, config: str, batch: int, clips: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

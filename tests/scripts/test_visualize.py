@@ -27,7 +27,8 @@ def clip(classes=1, t=3, size=32, seed=0):
 
 
 def rows_of(item):
-    return {**item, "predictions": predicted_classes(item.pop("logits"))}
+    predictions = predicted_classes(item.pop("logits"))
+    return {**item, "predictions": predictions}
 
 
 def test_rows_leave_out_padding_and_unlabelled_truth():
