@@ -15,6 +15,12 @@ CUDA = pytest.param(
 )
 
 
+@pytest.fixture(autouse=True)
+def nondeterministic() -> None:
+    """Training in an earlier test of this process may have asked for deterministic algorithms."""
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def cpu_kernel() -> None:
     if not has_kernel("cpu"):
