@@ -491,7 +491,9 @@ def test_the_page_in_a_browser(address: str, tmp_path: Path) -> None:
             return [str(page.get_attribute(f"#video-{name} video", "src")) for name in ("own", "other")]
 
         page.route("**/*", pass_on)
-        page.on("console", lambda entry: faults.append(entry.text) if entry.type == "error" else None)
+        page.on(
+            "console", lambda entry: faults.append(f"{entry.text} {entry.location}") if entry.type == "error" else None
+        )
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(address)
         said("Drop a video")
