@@ -52,6 +52,17 @@ def build_fabric(process: Mapping[str, Any]) -> Fabric:
         raise ConfigError(f"{wanted} cannot be had on this machine: {error}") from error
 
 
+def launch(fabric: Fabric) -> None:
+    """Start the other processes and connect to them, until this process exits.
+
+    At the exit, Fabric disconnects for NCCL only. Gloo's threads would live into the end of the interpreter, where
+    "terminate called without an active exception" can abort a finished run.
+    """
+    fabric.launch()
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        atexit.register(torch.distributed.destroy_process_group)
+
+
 def accelerator() -> str:
     """'gpu' where PyTorch finds one, else 'cpu'."""
     return "gpu" if torch.cuda.is_available() else "cpu"

@@ -28,6 +28,7 @@ from scripts.engine.fabric import (
     ends_with_this_process,
     full_states,
     full_weights,
+    launch,
     load_optimizer,
     processes,
     share_cores,
@@ -224,7 +225,7 @@ class Run:
 
     def fit(self, console: Console, *, title: str = "") -> None:
         """Train all epochs that are left."""
-        self.fabric.launch()
+        launch(self.fabric)
         try:
             with ends_with_this_process(self.fabric, (NonFiniteLossError, StopRequested)):
                 self._fit(console, title)
