@@ -20,8 +20,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataloader import AudioVisualDataset, build_dataset
+from dataloader import AudioVisualDataset
 from dataloader.base import stored_log_mel
+from dataloader.data_module import DataModule
 from scripts.engine.task_metrics import CLIPS_IN_PUBLISHED_BATCH
 from utils.config import SPLITS
 from utils.errors import DataError
@@ -32,11 +33,12 @@ PACKAGES = ("torch", "torchvision", "torchaudio", "timm", "numpy", "mmengine", "
 GIT_SECONDS = 10
 
 
-def provenance(cfg: Any, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def provenance(cfg: Any, data: DataModule, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The record of a run that starts or goes on now.
 
     Args:
         cfg: the whole config.
+        data: of this config; its data sets are built where they are not yet.
         earlier: the record of the checkpoint that the run goes on from, if it has one.
     """
     record: dict[str, Any] = {
@@ -44,7 +46,7 @@ def provenance(cfg: Any, earlier: Mapping[str, Any] | None = None) -> dict[str, 
         "config": portable(plain(cfg.to_dict())),  # weights files are given away
         "seed": int(cfg.process.seed),
         **origin(),
-        "splits": {name: _split(cfg, name) for name in SPLITS},
+        "splits": {name: _split(data, name) for name in SPLITS},
     }
     if earlier is not None:
         before = [*earlier.get("earlier_commits", []), earlier.get("commit")]
@@ -157,10 +159,10 @@ _CONVENTION = {
 }
 
 
-def _split(cfg: Any, name: str) -> dict[str, Any] | None:
+def _split(data: DataModule, name: str) -> dict[str, Any] | None:
     """A split's description; None where the table has no such split, which training does not need."""
     try:
-        return describe_split(build_dataset(cfg.dataset[name], where=f"dataset.{name}"))
+        return describe_split(data.dataset(name))
     except DataError:
         return None
 

@@ -177,7 +177,7 @@ class Run:
         }
         self.position = Position(order=order, precision=self.process.precision)
         earlier = None if found is None else found[1].get(RECORD)
-        self.record = provenance(cfg, earlier) if rank() == 0 else {}
+        self.record = provenance(cfg, self.data, earlier) if rank() == 0 else {}
         self.best = BestWeights(folder, BEST_FILES[cfg.task], self.record)
         self.transfer: Transfer | None = None
         if found is None:

@@ -15,6 +15,7 @@ import torch
 from mmengine.config import ConfigDict
 
 from dataloader import build_dataset
+from dataloader.data_module import DataModule
 from model.checkpoint import load_weights, read_record, read_state_dict, save_weights
 from model.model_card import model_card
 from scripts.engine.provenance import describe_split, differences, git_commit, provenance
@@ -27,7 +28,7 @@ from utils.runtime import ROOT
 @pytest.fixture
 def record(drawn: Path, splits: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     cfg = ConfigDict(task="ms3", dataset=splits(drawn, "ms3"), process={"seed": 3})
-    return provenance(cfg)
+    return provenance(cfg, DataModule(cfg))
 
 
 def test_it_names_seed_code_versions_and_every_split(record: dict[str, Any]) -> None:
@@ -58,9 +59,9 @@ def test_a_commit_says_whether_files_were_changed(tmp_path: Path) -> None:
 
 def test_a_resumed_run_keeps_the_commits_before(drawn: Path, splits: Callable[..., dict[str, Any]]) -> None:
     cfg = ConfigDict(task="ms3", dataset=splits(drawn, "ms3"), process={"seed": 0})
-    resumed = provenance(cfg, {"commit": "b", "earlier_commits": ["a"]})
+    resumed = provenance(cfg, DataModule(cfg), {"commit": "b", "earlier_commits": ["a"]})
     assert resumed["earlier_commits"] == ["a", "b"]
-    assert "earlier_commits" not in provenance(cfg, {"commit": resumed["commit"]})
+    assert "earlier_commits" not in provenance(cfg, DataModule(cfg), {"commit": resumed["commit"]})
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
