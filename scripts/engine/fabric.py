@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,7 +22,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecision
 
 from model.precision import check_precision
+from utils.cpu import resolve_precision
 from utils.errors import ConfigError
+from utils.runtime import warn
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 """`process.precision` -> Fabric's name."""
@@ -87,6 +90,21 @@ def processes(process: Mapping[str, Any], accelerator: str) -> tuple[int, int]:
             "a dictionary with one of them for 'cpu' and 'gpu'."
         )
     return devices, int(process["num_nodes"])
+
+
+def run_precision(process: Mapping[str, Any], earlier: str | None) -> str:
+    """What `process.precision` means on this machine.
+
+    Args:
+        process: of the config.
+        earlier: precision of the run that goes on: it keeps what 'auto' meant when it began. None starts anew.
+    """
+    precision, kind = str(process["precision"]), accelerator()
+    if precision == "auto" and earlier is not None:
+        return earlier
+    if precision == "auto" and kind == "cpu" and math.prod(processes(process, kind)) > 1:
+        return "32"  # processes that measure by themselves could disagree
+    return resolve_precision(precision, torch.device("cuda" if kind == "gpu" else "cpu"), warn)
 
 
 def share_cores(fabric: Fabric, local_processes: int) -> None:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.avs_model import AVSModel
 from model.checkpoint import weights_hash
 from utils.files import atomic_path
 
@@ -94,7 +95,7 @@ class KnownFeatures:
         maps: outputs of the backbone, likewise.
     """
 
-    def __init__(self, embeddings: FrozenFeatures | None, maps: FrozenFeatures | None) -> None:
+    def __init__(self, embeddings: FrozenFeatures | None = None, maps: FrozenFeatures | None = None) -> None:
         self.embeddings = embeddings
         self.maps = maps
 
@@ -106,6 +107,22 @@ class KnownFeatures:
         if self.maps is not None:
             known["features"] = self.maps(batch["frames"], batch.get("changed_frames"))
         return known
+
+
+def known_features(process: Any, model: AVSModel, *, frozen_backbone: bool) -> KnownFeatures:
+    """What `process.cache_features` and `process.cache_backbone` keep of a model's frozen parts, below the work_dir.
+
+    Args:
+        process: of the config.
+        model: with its weights loaded.
+        frozen_backbone: whether the backbone is frozen now.
+    """
+    folder, embeddings, maps = Path(process.work_dir), None, None
+    if process.cache_features and model.audio_encoder.frozen:
+        embeddings = FrozenFeatures(model.audio_encoder, folder / ".audio_cache", in_memory=True, per_frame=True)
+    if process.cache_backbone and frozen_backbone:
+        maps = FrozenFeatures(model.backbone, folder / ".backbone_cache", in_memory=False)
+    return KnownFeatures(embeddings, maps)
 
 
 def _read(path: Path, frames: int) -> list[Tensor] | None:

@@ -19,6 +19,7 @@ from model.criterion import build_criterion, criterion_names
 from model.pretrained import fetch_missing, load_pretrained
 from model.transfer import Transfer, initialise_from
 from scripts.engine.agreed import AgreedSignal
+from scripts.engine.audio_statistics import fit_audio_norm
 from scripts.engine.empty_masks import unlearnable_negatives
 from scripts.engine.expert_load import ExpertLoad
 from scripts.engine.fabric import (
@@ -31,9 +32,10 @@ from scripts.engine.fabric import (
     launch,
     load_optimizer,
     processes,
+    run_precision,
     share_cores,
 )
-from scripts.engine.feature_cache import FrozenFeatures, KnownFeatures
+from scripts.engine.feature_cache import KnownFeatures, known_features
 from scripts.engine.folder import check_choice, empty, open_log, prepare_folder, quiet_lightning, refuse_broken_data
 from scripts.engine.logging import RunLog
 from scripts.engine.loop import Batch, Losses, evaluate, evaluates, predictor, train_one_epoch
@@ -55,7 +57,6 @@ from scripts.engine.resume import (
 from scripts.engine.task_metrics import BEST_FILES, TaskMetrics
 from scripts.engine.trackers import import_logger
 from utils.config import check_classes
-from utils.cpu import resolve_precision
 from utils.errors import ConfigError, DataError
 from utils.files import explain_write_error, write_atomically
 from utils.reproducibility import configure_torch, seed_everything
@@ -152,7 +153,8 @@ class Run:
         seed_everything(self.process.seed)
         check_classes(cfg)
         check_gradient_limit(self.process.clip_grad_norm)
-        self.process.precision = self._precision(self.checkpoint)
+        before = None if self.checkpoint is None else str(self.checkpoint[RUN_KEY]["precision"])
+        self.process.precision = run_precision(self.process, before)
         self.fabric = build_fabric(self.process)
         import_logger(self.process.logger)
         self.data = DataModule(cfg)
@@ -194,19 +196,10 @@ class Run:
             self.best.best = checkpoint["best"]
         self.model.set_activation_checkpointing(bool(self.process.activation_checkpointing))
         self.signals = StopSignals()
+        self.known = KnownFeatures()
         self.log: RunLog | None = None
         # A hook would break a compiled model into pieces.
         self.load = ExpertLoad(nn.Identity() if self.process.compile else self.model)
-
-    def _precision(self, checkpoint: Mapping[str, Any] | None) -> str:
-        """The precision of the run; a resumed one keeps what 'auto' meant when it began."""
-        precision = str(self.process.precision)
-        if precision == "auto" and checkpoint is not None:
-            return str(checkpoint[RUN_KEY]["precision"])
-        kind = accelerator()
-        if precision == "auto" and kind == "cpu" and math.prod(processes(self.process, kind)) > 1:
-            return "32"  # processes that measure by themselves could disagree
-        return resolve_precision(precision, torch.device("cuda" if kind == "gpu" else "cpu"), warn)
 
     def describe(self) -> str:
         """What is about to be trained, on what and where."""
@@ -282,8 +275,10 @@ class Run:
             fabric.strategy.precision.load_state_dict(self.checkpoint["precision"])
             self.checkpoint = None
         self._freeze(self.position.epoch < process.freeze_epochs)
-        self.known = self._known_features()
-        self._fit_audio_norm()
+        # A compiled model is compiled as a whole, audio encoder included; a sharded one is not complete anywhere.
+        whole = not process.compile and not isinstance(fabric.strategy, FSDPStrategy)
+        self.known = known_features(process, self.model, frozen_backbone=self.frozen) if whole else KnownFeatures()
+        fit_audio_norm(self.model, self.data.dataset("train"), self.known.embeddings, fabric)
 
     def _loaders(self) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
         self.data.rank, self.data.world_size = self.fabric.global_rank, self.fabric.world_size
@@ -296,39 +291,6 @@ class Run:
         if self.common_val_batches == 0:
             raise ConfigError("The val split has fewer batches than the run has processes: use fewer of them.")
         return train_loader, val_loader
-
-    def _known_features(self) -> KnownFeatures:
-        """Outputs of frozen parts, computed once and kept on disk."""
-        # A compiled model is compiled as a whole, audio encoder included; a sharded one is not complete anywhere.
-        process = self.process
-        whole = not process.compile and not isinstance(self.fabric.strategy, FSDPStrategy)
-        folder, embeddings, maps = Path(process.work_dir), None, None
-        if process.cache_features and self.model.audio_encoder.frozen and whole:
-            embeddings = FrozenFeatures(
-                self.model.audio_encoder, folder / ".audio_cache", in_memory=True, per_frame=True
-            )
-        if process.cache_backbone and self.frozen and whole:
-            maps = FrozenFeatures(self.model.backbone, folder / ".backbone_cache", in_memory=False)
-        return KnownFeatures(embeddings, maps)
-
-    def _fit_audio_norm(self) -> None:
-        """Statistics of the training sounds, where the model asks for them; every process computes the same."""
-        norm = self.model.audio_norm
-        if norm is None or not norm.needs_statistics():
-            return
-        if not self.model.audio_encoder.frozen:
-            raise ConfigError(
-                "model.audio_norm='standardise' needs a frozen audio encoder: set model.audio_encoder.frozen=True, or "
-                "model.audio_norm to 'batch' or 'layer'."
-            )
-        dataset = self.data.dataset("train")
-        encode = self.known.embeddings or FrozenFeatures(self.model.audio_encoder, None, in_memory=False)
-        clips = len(dataset.clips)
-        found: list[Tensor] = [torch.empty(0)] * clips
-        first = clips * self.fabric.global_rank // self.fabric.world_size
-        for index in (*range(first, clips), *range(first)):  # processes start apart, and find each other's on disk
-            found[index] = encode(dataset.read_log_mel(dataset.clips[index])[None])[0]
-        norm.fit(found)
 
     def _train_epoch(self, loader: DataLoader[Batch]) -> None:
         position, schedule = self.position, self.schedule
@@ -425,8 +387,8 @@ class Run:
             return
         self.frozen = freeze
         self.model.freeze_backbone(freeze)
-        if not freeze and hasattr(self, "known"):
-            self.known = KnownFeatures(self.known.embeddings, None)
+        if not freeze:
+            self.known = KnownFeatures(self.known.embeddings)
         if isinstance(self.fabric.strategy, DDPStrategy):
             # DistributedDataParallel exchanges the gradients of the parameters that had one when it was made.
             self.wrapped = self.fabric.setup_module(self.model)
